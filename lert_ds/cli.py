@@ -1,0 +1,116 @@
+"""`lert-ds COMMAND …`: the one table of commands, logging, and errors told in one line.
+
+A command is a module with `add_arguments(parser)` and `run(arguments)`; it is imported only when it
+is called, so `lert-ds --help` needs no heavy library.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from lert_ds import __version__, config, distributed
+from lert_ds.errors import UserError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "prepare": ("lert_ds.prepare", "raw text to an annotated corpus folder"),
+    "pretrain": ("lert_ds.pretrain", "corpus folder to a pre-trained LERT, on DeepSpeed"),
+    "predict": ("lert_ds.predict", "fill [MASK] and tag the masked words"),
+    "report": ("lert_ds.report", "the curves of runs as one HTML page"),
+}
+
+C = TypeVar("C", bound=config.Config)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 2 the user's error in one line, 1 ours with a traceback."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    set_up_logging()
+    try:
+        _run(arguments)
+    except UserError as error:
+        prefix = f"[rank {distributed.rank()}] " if distributed.rank() else ""
+        print(f"{prefix}error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        _exit(2)
+    except KeyboardInterrupt:
+        _exit(130)
+    except BrokenPipeError:  # `lert-ds … | head`
+        _exit(141)
+    except Exception:  # noqa: BLE001 - the last line of defence: told whole, exit 1
+        traceback.print_exc()
+        _exit(1)
+
+
+def _exit(code: int) -> None:
+    """Leave at once where other processes are joined to this one.
+
+    The orderly way would wait for them in a collective that they have not reached, or abort in the
+    communication library's threads; the launcher ends the others when it sees the code.
+    """
+    sys.stderr.flush()
+    if distributed.world_size() > 1:
+        os._exit(code)
+    sys.exit(code)
+
+
+def _run(argv: list[str]) -> None:
+    # The launcher puts --local_rank=N before our arguments; the rank comes from the environment.
+    argv = [word for word in argv if not word.startswith(("--local_rank", "--local-rank"))]
+    parser = argparse.ArgumentParser(
+        prog="lert-ds",
+        description="Train and compress Chinese LERT models.",
+        epilog="lert-ds COMMAND --help tells the keys of a command; many processes: "
+        "deepspeed [launcher flags] --module lert_ds COMMAND CONFIG [key.path=value …]",
+    )
+    parser.add_argument("--version", action="version", version=f"lert-ds {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == asked:
+            importlib.import_module(module).add_arguments(command)
+    arguments = parser.parse_intermixed_args(argv) if asked is None else parser.parse_args(argv)
+    importlib.import_module(COMMANDS[arguments.command][0]).run(arguments)
+
+
+def add_config_arguments(
+    parser: argparse.ArgumentParser, cls: type[config.Config], preset_folder: Path
+) -> None:
+    """Give `parser` the arguments of a command that is driven by a configuration."""
+    presets = ", ".join(sorted(path.stem for path in preset_folder.glob("*.toml")))
+    parser.add_argument("config", metavar="CONFIG", help="a .toml file, or a preset by name")
+    parser.add_argument("overrides", metavar="key.path=value", nargs="*", help="wins over the file")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved configuration and the arithmetic, and stop",
+    )
+    parser.set_defaults(config_class=cls, preset_folder=preset_folder)
+    parser.epilog = f"presets: {presets}\n\nkeys (key=default):\n{config.describe(cls)}"
+
+
+def read_config(cls: type[C], arguments: argparse.Namespace) -> C:
+    """Return the configuration that the arguments name."""
+    path = config.find(arguments.config, [arguments.preset_folder])
+    return config.load(cls, path, arguments.overrides)
+
+
+def set_up_logging() -> None:
+    """Log to standard error: rank 0 from INFO, the others from WARNING, LERT_DS_LOG overrides."""
+    level = os.environ.get("LERT_DS_LOG", "INFO" if distributed.is_main() else "WARNING")
+    logging.basicConfig(
+        level=level.upper(), format="%(message)s", stream=sys.stderr, force=True
+    )
+    for noisy in ("httpx", "jieba", "filelock", "fsspec", "urllib3", "torch.distributed"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

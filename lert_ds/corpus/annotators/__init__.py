@@ -1,0 +1,1 @@
+"""Tools that cut text into words and tag them."""

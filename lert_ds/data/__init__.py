@@ -1,0 +1,1 @@
+"""Online: a corpus folder to batches."""

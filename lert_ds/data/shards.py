@@ -1,0 +1,231 @@
+"""The corpus folder: memory-mapped arrays of packed instances, and the manifest that vouches.
+
+    corpora/wiki/
+      manifest.json                 last to be written: a folder that has it is complete
+      vocab.txt tokenizer.json …    the tokenizer of its ids
+      shards/00000-000.input_ids.npy     uint16 [instances, length]
+      shards/00000-000.word_starts.npy   bool   [instances, length]   a token that opens a word
+      shards/00000-000.pos.npy  .ner.npy  .dep.npy   uint8 [instances, length]   255 = unknown
+      shards/00000-000.json         what the manifest will say of this shard
+      held_out/                     another corpus folder: the documents kept for evaluation
+
+Special tokens open no word. A shard's name is its build task and its number within the task, so a
+corpus is the same bytes whatever worker wrote which part when.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lert_ds.errors import CorpusError
+from lert_ds.files import sha256_of, write_json, write_whole
+from lert_ds.labels import TASKS, TagSets
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+HELD_OUT = "held_out"
+ARRAYS: Mapping[str, type[np.generic]] = {
+    "input_ids": np.uint16,
+    "word_starts": np.bool_,
+    **dict.fromkeys(TASKS, np.uint8),
+}
+
+Array = npt.NDArray[Any]
+
+
+class Instance(NamedTuple):
+    """One packed row of a corpus; every array is [length]."""
+
+    input_ids: Array
+    """uint16; ends in [PAD] where the row is not full."""
+    word_starts: Array
+    """bool: the token opens a word; false at special tokens."""
+    tags: dict[str, Array]
+    """Task to uint8 class, IGNORE_INDEX where unknown."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a corpus folder says of itself."""
+
+    length: int
+    """Tokens an instance."""
+    vocabulary_size: int
+    tokenizer_sha256: str
+    """Hash of vocab.txt: the same ids mean the same pieces."""
+    special_ids: dict[str, int]
+    """`pad`, `unk`, `cls`, `sep`, `mask` to their ids."""
+    tag_sets: dict[str, list[str]]
+    instances: int
+    shards: list[dict[str, Any]]
+    """Records of `write_shard`."""
+    counts: dict[str, int]
+    """Everything dropped or ignored, by reason."""
+    statistics: dict[str, Any]
+    config: dict[str, Any]
+    """The resolved configuration that built it."""
+    versions: dict[str, str]
+    format: int = FORMAT
+
+
+def write_shard(folder: Path, name: str, arrays: Mapping[str, Array]) -> dict[str, Any]:
+    """Write one shard's arrays under `folder / "shards"` and return its record for the manifest.
+
+    Each file is written whole; `<name>.json`, the record, comes last.
+    """
+    assert arrays.keys() == ARRAYS.keys(), arrays.keys()
+    place = folder / "shards"
+    place.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for array_name, dtype in ARRAYS.items():
+        array = np.ascontiguousarray(arrays[array_name], dtype=dtype)
+        path = place / f"{name}.{array_name}.npy"
+        write_whole(path, lambda file, array=array: np.save(file, array))  # type: ignore[misc]
+        files[array_name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    record = {"name": name, "instances": len(arrays["input_ids"]), "files": files}
+    write_json(place / f"{name}.json", record)
+    return record
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest: from now on the folder is a corpus."""
+    write_json(folder / MANIFEST, vars(manifest))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest of a corpus folder.
+
+    Raises:
+        CorpusError: no folder, no manifest, or not of this format.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise CorpusError(f"{folder}: there is no such corpus folder; make one with lert-ds prepare")
+    if not path.is_file():
+        raise CorpusError(
+            f"{folder}: no {MANIFEST}, so it is no finished corpus; run lert-ds prepare again"
+        )
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+        if tree["format"] != FORMAT:
+            raise CorpusError(f"{path}: format {tree['format']}, this version reads {FORMAT}")
+        return Manifest(**tree)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise CorpusError(f"{path}: not a corpus manifest ({error})") from error
+
+
+class Corpus:
+    """The instances of one or more corpus folders, in order, memory-mapped.
+
+    `corpus[i]` is an `Instance` of views; a fork or a pickle of it costs nothing.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        """Open `folders`, which must agree on length, tokenizer and tag sets.
+
+        Raises:
+            CorpusError: a folder is none, is incomplete, or differs from the first.
+        """
+        self.folders = [Path(folder) for folder in folders]
+        self.manifests = [read_manifest(folder) for folder in self.folders]
+        self.manifest = self.manifests[0]
+        for folder, other in zip(self.folders[1:], self.manifests[1:], strict=True):
+            self._check_like_first(folder, other)
+        self._shards = [
+            (folder, record)
+            for folder, manifest in zip(self.folders, self.manifests, strict=True)
+            for record in manifest.shards
+        ]
+        sizes = [record["instances"] for _, record in self._shards]
+        self._ends = np.cumsum(sizes, dtype=np.int64)
+        self._maps: dict[int, dict[str, Array]] = {}
+        for folder, record in self._shards:
+            for path, facts in _files(folder, record):
+                _check_size(path, facts)
+
+    def _check_like_first(self, folder: Path, other: Manifest) -> None:
+        for fact in ("length", "tokenizer_sha256", "tag_sets"):
+            ours, theirs = getattr(self.manifest, fact), getattr(other, fact)
+            if ours != theirs:
+                raise CorpusError(
+                    f"{folder}: its {fact} differs from that of {self.folders[0]}; "
+                    "prepare both with the same tokenizer, max_length and tag sets"
+                )
+
+    @property
+    def tag_sets(self) -> TagSets:
+        """The tag sets that the classes refer to."""
+        return self.manifest.tag_sets
+
+    @property
+    def length(self) -> int:
+        """Tokens an instance."""
+        return self.manifest.length
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> Instance:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        arrays = self._arrays(shard)
+        row = index - (int(self._ends[shard - 1]) if shard else 0)
+        return Instance(
+            arrays["input_ids"][row],
+            arrays["word_starts"][row],
+            {task: arrays[task][row] for task in TASKS},
+        )
+
+    def verify(self, part: int = 0, parts: int = 1) -> None:
+        """Hash every `parts`-th shard from `part` on (processes share the work).
+
+        Raises:
+            CorpusError: names the file that is not what the manifest says.
+        """
+        for folder, record in self._shards[part::parts]:
+            for path, facts in _files(folder, record):
+                if sha256_of(path) != facts["sha256"]:
+                    raise CorpusError(
+                        f"{path}: its content is not what {folder / MANIFEST} says; "
+                        "it was changed or damaged: copy or prepare the corpus again"
+                    )
+
+    def _arrays(self, shard: int) -> dict[str, Array]:
+        if shard not in self._maps:
+            folder, record = self._shards[shard]
+            paths = (path for path, _ in _files(folder, record))
+            self._maps[shard] = {
+                name: np.load(path, mmap_mode="r")
+                for name, path in zip(record["files"], paths, strict=True)
+            }
+        return self._maps[shard]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
+
+
+def _files(folder: Path, record: Mapping[str, Any]) -> list[tuple[Path, Mapping[str, Any]]]:
+    shards = (folder / "shards").resolve()
+    found = []
+    for array_name, facts in record["files"].items():
+        path = shards / f"{record['name']}.{array_name}.npy"
+        if path.parent != shards:
+            raise CorpusError(f"{folder / MANIFEST}: shard {record['name']!r} leaves the folder")
+        found.append((path, facts))
+    return found
+
+
+def _check_size(path: Path, facts: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        raise CorpusError(f"{path}: the shard is missing; copy or prepare the corpus again")
+    if (size := path.stat().st_size) != facts["bytes"]:
+        raise CorpusError(
+            f"{path}: {size} bytes where the manifest says {facts['bytes']}; "
+            "it was cut short: copy or prepare the corpus again"
+        )

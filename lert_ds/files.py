@@ -1,0 +1,63 @@
+"""Files that are whole or absent: hash, fsync, rename; and the check before a folder is written."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from lert_ds.errors import ConfigError
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Call `write` on a temporary file beside `path`, fsync it and rename it to `path`.
+
+    A reader sees the old file or the new one, never half of one, a crash or a full disk included.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write `tree` as indented JSON, whole or not at all."""
+    text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the renames in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def refuse_finished(folder: Path, result: str, overwrite: bool) -> None:
+    """Refuse to write over the finished result `folder / result` unless `overwrite`.
+
+    Raises:
+        ConfigError: the result is there, or `folder` is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output = {folder}: it is a file; name a folder")
+    if (folder / result).exists() and not overwrite:
+        raise ConfigError(
+            f"output = {folder}: it holds a finished result ({result}); "
+            "name another folder or say overwrite=true"
+        )

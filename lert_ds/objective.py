@@ -1,0 +1,59 @@
+"""The contract between a training and its trainer: what a batch is and what a step returns."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Metrics = dict[str, Tensor]
+"""Name to a detached float tensor `[sum, count]`: added over micro-batches and ranks, divided once."""
+
+
+class Batch(NamedTuple):
+    """One micro-batch of masked instances; a NamedTuple, which ZeRO-3's hooks can walk."""
+
+    input_ids: Tensor
+    """int64 [instances, length]: token ids, already masked."""
+    attention_mask: Tensor | None
+    """bool [instances, length], true at real tokens; None where nothing is padded."""
+    masked_positions: Tensor
+    """int64 [masked]: places chosen for prediction, as indices into the flattened [instances * length]."""
+    labels: Tensor
+    """int64 [masked]: the token that stood there."""
+    tags: dict[str, Tensor]
+    """Task to int64 [masked]: class of the word there, or IGNORE_INDEX."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on `device`."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return Batch(
+            input_ids=move(self.input_ids),
+            attention_mask=None if self.attention_mask is None else move(self.attention_mask),
+            masked_positions=move(self.masked_positions),
+            labels=move(self.labels),
+            tags={task: move(classes) for task, classes in self.tags.items()},
+        )
+
+
+class StepOutput(NamedTuple):
+    """What an objective returns for one micro-batch."""
+
+    loss: Tensor
+    """Scalar to differentiate: the mean over this micro-batch."""
+    metrics: Metrics
+    """Detached `[sum, count]` pairs."""
+
+
+class Objective(Protocol):
+    """An `nn.Module` that the trainer can train.
+
+    `step` (the optimizer step, from 0) is an argument because task weights depend on it: the module
+    keeps no counter and so resumes right.
+    """
+
+    def forward(self, batch: Batch, *, step: int) -> StepOutput:
+        """Return the loss and the metrics of one micro-batch."""
+        ...

@@ -1,0 +1,1 @@
+"""Pruning, recovery and export for the edge."""
