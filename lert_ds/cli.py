@@ -6,7 +6,7 @@ is called, so `lert-ds --help` needs no heavy library.
 
 import argparse
 import importlib
-import importlib.util
+import json
 import logging
 import os
 import sys
@@ -106,11 +106,14 @@ def read_config(cls: type[C], arguments: argparse.Namespace) -> C:
     return config.load(cls, path, arguments.overrides)
 
 
+def print_config(resolved: config.Config) -> None:
+    """Print a resolved configuration as JSON, for --dry-run."""
+    print(json.dumps(config.dump(resolved), indent=2, ensure_ascii=False))  # noqa: T201
+
+
 def set_up_logging() -> None:
     """Log to standard error: rank 0 from INFO, the others from WARNING, LERT_DS_LOG overrides."""
     level = os.environ.get("LERT_DS_LOG", "INFO" if distributed.is_main() else "WARNING")
-    logging.basicConfig(
-        level=level.upper(), format="%(message)s", stream=sys.stderr, force=True
-    )
+    logging.basicConfig(level=level.upper(), format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("httpx", "jieba", "filelock", "fsspec", "urllib3", "torch.distributed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

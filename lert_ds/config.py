@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from lert_ds.errors import ConfigError
@@ -25,13 +25,13 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
-def _as_tuple(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
+def _as_paths(value: object) -> object:
+    # A tuple: after a validator of ours, pydantic's strict mode takes no list for one.
+    values = [value] if isinstance(value, str) else value
+    return tuple(values) if isinstance(values, list) else values
 
 
-Paths = Annotated[
-    tuple[Annotated[Path, Field(strict=False)], ...], BeforeValidator(_as_tuple), Field(strict=False)
-]
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_paths)]
 """One path or a list of them."""
 
 

@@ -6,7 +6,11 @@ import torch
 from torch import Tensor
 
 Metrics = dict[str, Tensor]
-"""Name to a detached float tensor `[sum, count]`: added over micro-batches and ranks, divided once."""
+"""Name to a detached tensor `[..., 2]` of (sum, count).
+
+Pairs are added over micro-batches and ranks and divided once: no average of averages. Several rows
+(one a class) give the mean of those ratios whose count is not 0, which is how macro-F1 adds up.
+"""
 
 
 class Batch(NamedTuple):
@@ -17,7 +21,7 @@ class Batch(NamedTuple):
     attention_mask: Tensor | None
     """bool [instances, length], true at real tokens; None where nothing is padded."""
     masked_positions: Tensor
-    """int64 [masked]: places chosen for prediction, as indices into the flattened [instances * length]."""
+    """int64 [masked]: places to predict, as indices into the flattened [instances * length]."""
     labels: Tensor
     """int64 [masked]: the token that stood there."""
     tags: dict[str, Tensor]

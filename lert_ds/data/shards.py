@@ -14,6 +14,7 @@ corpus is the same bytes whatever worker wrote which part when.
 """
 
 import json
+import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ ARRAYS: Mapping[str, type[np.generic]] = {
     "word_starts": np.bool_,
     **dict.fromkeys(TASKS, np.uint8),
 }
+
+OTHER_FILES = 1024
+"""Open files that a process has besides a corpus: libraries, sockets, tensors between processes."""
 
 Array = npt.NDArray[Any]
 
@@ -77,8 +81,18 @@ def write_shard(folder: Path, name: str, arrays: Mapping[str, Array]) -> dict[st
     """Write one shard's arrays under `folder / "shards"` and return its record for the manifest.
 
     Each file is written whole; `<name>.json`, the record, comes last.
+
+    Raises:
+        CorpusError: a token id needs more than 16 bits.
     """
     assert arrays.keys() == ARRAYS.keys(), arrays.keys()
+    assert len({np.shape(array) for array in arrays.values()}) == 1
+    largest = int(np.max(arrays["input_ids"], initial=0))
+    if largest > np.iinfo(np.uint16).max:
+        raise CorpusError(
+            f"{folder}: token id {largest} needs more than 16 bits; "
+            "name a tokenizer of at most 65,536 pieces"
+        )
     place = folder / "shards"
     place.mkdir(parents=True, exist_ok=True)
     files = {}
@@ -105,7 +119,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise CorpusError(f"{folder}: there is no such corpus folder; make one with lert-ds prepare")
+        raise CorpusError(f"{folder}: no such corpus folder; make one with lert-ds prepare")
     if not path.is_file():
         raise CorpusError(
             f"{folder}: no {MANIFEST}, so it is no finished corpus; run lert-ds prepare again"
@@ -114,7 +128,10 @@ def read_manifest(folder: Path) -> Manifest:
         tree = json.loads(path.read_text("utf-8"))
         if tree["format"] != FORMAT:
             raise CorpusError(f"{path}: format {tree['format']}, this version reads {FORMAT}")
-        return Manifest(**tree)
+        manifest = Manifest(**tree)
+        if manifest.instances != sum(record["instances"] for record in manifest.shards):
+            raise CorpusError(f"{path}: its shards do not add up to {manifest.instances} instances")
+        return manifest
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CorpusError(f"{path}: not a corpus manifest ({error})") from error
 
@@ -132,6 +149,8 @@ class Corpus:
             CorpusError: a folder is none, is incomplete, or differs from the first.
         """
         self.folders = [Path(folder) for folder in folders]
+        if not self.folders:
+            raise CorpusError("corpus = []: name at least one corpus folder")
         self.manifests = [read_manifest(folder) for folder in self.folders]
         self.manifest = self.manifests[0]
         for folder, other in zip(self.folders[1:], self.manifests[1:], strict=True):
@@ -144,6 +163,7 @@ class Corpus:
         sizes = [record["instances"] for _, record in self._shards]
         self._ends = np.cumsum(sizes, dtype=np.int64)
         self._maps: dict[int, dict[str, Array]] = {}
+        _allow_open_files(len(self._shards) * len(ARRAYS))
         for folder, record in self._shards:
             for path, facts in _files(folder, record):
                 _check_size(path, facts)
@@ -199,10 +219,11 @@ class Corpus:
     def _arrays(self, shard: int) -> dict[str, Array]:
         if shard not in self._maps:
             folder, record = self._shards[shard]
+            shape = (record["instances"], self.length)
             paths = (path for path, _ in _files(folder, record))
             self._maps[shard] = {
-                name: np.load(path, mmap_mode="r")
-                for name, path in zip(record["files"], paths, strict=True)
+                name: _map(path, shape, dtype)
+                for (name, dtype), path in zip(ARRAYS.items(), paths, strict=True)
             }
         return self._maps[shard]
 
@@ -211,14 +232,54 @@ class Corpus:
 
 
 def _files(folder: Path, record: Mapping[str, Any]) -> list[tuple[Path, Mapping[str, Any]]]:
-    shards = (folder / "shards").resolve()
-    found = []
-    for array_name, facts in record["files"].items():
-        path = shards / f"{record['name']}.{array_name}.npy"
-        if path.parent != shards:
+    """Return path and facts of each of a shard's arrays, in the order of ARRAYS."""
+    shards = folder / "shards"
+    found: list[tuple[Path, Mapping[str, Any]]] = []
+    for array_name in ARRAYS:
+        try:
+            file_name = f"{record['name']}.{array_name}.npy"
+            facts = {key: record["files"][array_name][key] for key in ("bytes", "sha256")}
+        except (KeyError, TypeError) as error:
+            raise CorpusError(
+                f"{folder / MANIFEST}: a shard's record lacks {error}; prepare the corpus again"
+            ) from error
+        if Path(file_name).name != file_name:
             raise CorpusError(f"{folder / MANIFEST}: shard {record['name']!r} leaves the folder")
-        found.append((path, facts))
+        found.append((shards / file_name, facts))
     return found
+
+
+def _map(path: Path, shape: tuple[int, int], dtype: type[np.generic]) -> Array:
+    """Return the array of a file, mapped; a plain array, whose rows cost less than a memmap's."""
+    try:
+        array = np.asarray(np.load(path, mmap_mode="r"))
+    except (OSError, ValueError) as error:
+        raise CorpusError(
+            f"{path}: cannot be read ({error}); copy or prepare the corpus again"
+        ) from error
+    if array.shape != shape or array.dtype != dtype:
+        raise CorpusError(
+            f"{path}: {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} {list(shape)} "
+            "as the manifest says; copy or prepare the corpus again"
+        )
+    return array
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files where `count` more might not fit.
+
+    Each map holds one; 1,024 is a usual limit, and a corpus of 200 shards would reach it.
+    """
+    needed = count + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise CorpusError(
+            f"corpus: {count} files are to be open at once, but this machine allows {hard}; "
+            "raise the limit (ulimit -Hn) or prepare larger shards"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _check_size(path: Path, facts: Mapping[str, Any]) -> None:

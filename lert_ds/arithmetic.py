@@ -1,0 +1,115 @@
+"""What a training costs, by formula: operations and memory; for --dry-run and the MFU."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of an encoder that its cost depends on."""
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    vocabulary_size: int
+
+
+def flops_per_token(shape: Shape, length: int, masked_share: float) -> float:
+    """Return the floating-point operations a token of one training step, forward and backward.
+
+    Two operations a multiply-add, and the backward pass costs twice the forward, hence 6 a weight:
+    `6 · (layers · (4h² + 2hf) + masked · (h² + hV)) + 12 · layers · h · length`, the last term for
+    the two products of attention. Embedding look-ups, norms, activations and whatever gradient
+    checkpointing computes again do not count (model operations, not those of the hardware).
+    The same form as in Kaplan et al. 2020 (arXiv 2001.08361), appendix B, plus attention.
+    """
+    hidden = shape.hidden_size
+    encoder = shape.layers * (4 * hidden**2 + 2 * hidden * shape.intermediate_size)
+    heads = masked_share * (hidden**2 + hidden * shape.vocabulary_size)
+    return 6.0 * (encoder + heads) + 12.0 * shape.layers * hidden * length
+
+
+def measured_peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """Return the operations a second of a large matrix product on `device`: what an MFU of 1 is.
+
+    The best of several products, since other work on the machine can only slow one down.
+    """
+    size = 8192 if device.type == "cuda" else 1024
+    left = torch.randn(size, size, device=device).to(dtype)
+    right = torch.randn(size, size, device=device).to(dtype)
+    best, ends = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < ends:
+        started = time.perf_counter()
+        torch.mm(left, right)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * size**3 / best
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one process keeps on its device, by what they are for."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    host: float
+    """On the host, under offload."""
+
+    @property
+    def device_total(self) -> float:
+        """Return the sum on the device."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def memory_per_process(
+    shape: Shape,
+    parameters: int,
+    *,
+    stage: int,
+    precision: str,
+    processes: int,
+    micro_batch_size: int,
+    length: int,
+    masked_share: float,
+    checkpointing: bool = False,
+    offload_optimizer: bool = False,
+    offload_parameters: bool = False,
+) -> Memory:
+    """Return the memory of one process, by the formulas of the ZeRO paper (arXiv 1910.02054).
+
+    With P parameters, N processes: weights 4P bytes in fp32 and autocast, else 2P; gradients alike;
+    optimizer 8P (Adam's two moments), plus 4P of fp32 master weights in bf16 and fp16. Stage 1
+    divides the optimizer by N, stage 2 the gradients too, stage 3 the weights too.
+    Activations a layer of a micro-batch of b instances of length n, in elements (Korthikanti et al.
+    2022, arXiv 2205.05198, without the attention matrix, which SDPA does not keep on a GPU):
+    b·n·(11h + 2f) plus the masks of dropout (bytes); one layer's and b·n·h a layer with
+    checkpointing; and the masked logits, twice in fp32. An estimate: allocators and
+    communication buffers come on top (about 1 to 2 GB on a GPU).
+    """
+    weight_bytes = 4 if precision in ("fp32", "autocast") else 2
+    master = 4 if precision in ("bf16", "fp16") else 0
+    weights: float = weight_bytes * parameters / (processes if stage >= 3 else 1)
+    gradients = weight_bytes * parameters / (processes if stage >= 2 else 1)
+    optimizer: float = (8 + master) * parameters / (processes if stage >= 1 else 1)
+    host = 0.0
+    if offload_optimizer:
+        host, optimizer = host + optimizer + gradients, 0.0
+    if offload_parameters:
+        host, weights = host + weights, 0.0
+    tokens = micro_batch_size * length
+    element = 4 if precision == "fp32" else 2
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    layer = tokens * (element * (11 * hidden + 2 * inner) + 3 * hidden)
+    activations: float
+    if checkpointing:
+        activations = shape.layers * tokens * hidden * element + layer
+    else:
+        activations = shape.layers * layer
+    activations += 2 * 4 * tokens * masked_share * shape.vocabulary_size
+    return Memory(weights, gradients, optimizer, activations, host)

@@ -1,0 +1,232 @@
+"""A corpus to the batches of a training or an evaluation.
+
+    number of a micro-batch
+      ─sampler→ (epoch, index) ─shards→ Instance ─masking→ MaskedInstance ┐
+                (epoch, index) ─shards→ Instance ─masking→ MaskedInstance ┴─assemble→ Batch
+
+Only the number goes to a worker process, and it decides everything, so the stream is the same for
+any number of workers. Places to predict are indices into the flattened batch:
+
+    two rows of 512, the longer of which has 98 tokens: both are cut to 104
+    masked places 3 in the first row, 1 and 2 in the second: masked_positions = [3, 105, 106]
+"""
+
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lert_ds.data.masking import (
+    MaskedInstance,
+    MaskingConfig,
+    VocabularyFacts,
+    instance_generator,
+    mask,
+)
+from lert_ds.data.sampler import MicroBatches, Samples, in_order
+from lert_ds.data.shards import Corpus, Instance
+from lert_ds.errors import CorpusError, UserError
+from lert_ds.objective import Batch
+
+EVALUATION_SEED = 20221110
+"""Masks of every evaluation, so that held-out losses compare between steps and runs."""
+
+LENGTH_MULTIPLE = 8
+"""Batches are cut to a multiple of this: tensor cores want it, and few shapes occur."""
+
+PREFETCHED_BATCHES = 4
+"""Batches that each worker prepares ahead."""
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Instances of a corpus to masked batches."""
+
+    corpus: Corpus
+    masking: MaskingConfig
+    vocabulary: VocabularyFacts
+    seed: int
+
+    def collate(self, samples: Samples) -> Batch:
+        """Return the instances of `samples`, masked."""
+        instances, masked = [], []
+        for epoch, index in zip(samples.epochs.tolist(), samples.indices.tolist(), strict=True):
+            instance = self.corpus[index]
+            generator = instance_generator(self.seed, epoch, index)
+            instances.append(instance)
+            masked.append(mask(instance, generator, self.masking, self.vocabulary))
+        return assemble(instances, masked, self.vocabulary.pad_id)
+
+    def collate_unmasked(self) -> Batch:
+        """Return a batch of one instance with nothing to predict: it counts nowhere."""
+        instance = self.corpus[0]
+        nothing = np.zeros(0, dtype=np.int64)
+        masked = MaskedInstance(instance.input_ids, nothing, instance.input_ids[nothing])
+        return assemble([instance], [masked], self.vocabulary.pad_id)
+
+
+def assemble(instances: Sequence[Instance], masked: Sequence[MaskedInstance], pad_id: int) -> Batch:
+    """Return masked instances as one batch, cut to the longest.
+
+    Padding ends every row, so cutting it changes no token; the length is a multiple of 8 or that of
+    the corpus.
+    """
+    input_ids = np.stack([row.input_ids for row in masked])
+    real = input_ids != pad_id
+    places = np.flatnonzero(real.any(axis=0))
+    longest = int(places[-1]) + 1 if len(places) else 1
+    length = min(input_ids.shape[1], -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+    real = real[:, :length]
+    offsets = range(0, len(masked) * length, length)
+    positions = [row.positions + offset for row, offset in zip(masked, offsets, strict=True)]
+    tags = {
+        task: [
+            instance.tags[task][row.positions]
+            for instance, row in zip(instances, masked, strict=True)
+        ]
+        for task in instances[0].tags
+    }
+    return Batch(
+        input_ids=torch.from_numpy(input_ids[:, :length].astype(np.int64)),
+        attention_mask=None if real.all() else torch.from_numpy(real.copy()),
+        masked_positions=torch.from_numpy(np.concatenate(positions)),
+        labels=_join([row.labels for row in masked]),
+        tags={task: _join(classes) for task, classes in tags.items()},
+    )
+
+
+def _join(arrays: Sequence[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(arrays).astype(np.int64))
+
+
+class _TrainingSet(Dataset[Any]):
+    """Micro-batch number to (number, batch)."""
+
+    def __init__(self, collator: Collator, micro_batches: MicroBatches) -> None:
+        self.collator = collator
+        self.micro_batches = micro_batches
+
+    def __getitem__(self, number: int) -> tuple[int, Batch] | UserError:
+        try:
+            return number, self.collator.collate(self.micro_batches.samples(number))
+        except UserError as error:  # raised again by `_load`, without a worker's traceback
+            return error
+
+
+class _EvaluationSet(Dataset[Any]):
+    """Place in the list of `ranges` to the batch of its instances."""
+
+    def __init__(self, collator: Collator, ranges: Sequence[range]) -> None:
+        self.collator = collator
+        self.ranges = ranges
+
+    def __getitem__(self, number: int) -> Batch | UserError:
+        indices = np.array(self.ranges[number], dtype=np.int64)
+        try:
+            if not len(indices):
+                return self.collator.collate_unmasked()
+            return self.collator.collate(Samples(np.zeros_like(indices), indices))
+        except UserError as error:
+            return error
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """What a DataLoader takes for a sampler: the numbers of this rank's micro-batches."""
+
+    micro_batches: MicroBatches
+
+    def __iter__(self) -> Iterator[int]:
+        return self.micro_batches.numbers()
+
+
+def training_batches(
+    corpus: Corpus,
+    masking: MaskingConfig,
+    micro_batches: MicroBatches,
+    *,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[tuple[int, Batch]]:
+    """Yield (micro-batch number, batch) of one rank without end.
+
+    Args:
+        corpus: what to train on.
+        masking: which tokens to predict; drawn anew each epoch from the seed of `micro_batches`.
+        micro_batches: which instances, from where on, for which rank.
+        workers: processes that prepare batches ahead; 0 prepares them here.
+        pin_memory: hand out page-locked tensors, which a GPU fetches while it computes.
+
+    Raises:
+        CorpusError: the corpus is empty or damaged.
+    """
+    assert micro_batches.corpus_size == len(corpus)
+    collator = _collator(corpus, masking, micro_batches.seed)
+    dataset = _TrainingSet(collator, micro_batches)
+    items = _load(dataset, _Numbers(micro_batches), workers, pin_memory)
+    return ((int(number), cast(Batch, batch)) for number, batch in items)
+
+
+def evaluation_batches(
+    corpus: Corpus,
+    masking: MaskingConfig,
+    micro_batch_size: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Yield one rank's share of a corpus, each instance once, in order, with the same masks always.
+
+    Every rank yields as many batches; where its share has run out they have one row and nothing to
+    predict, so sums over masked positions count each instance once for any number of ranks.
+
+    Raises:
+        CorpusError: the corpus is empty or damaged.
+    """
+    collator = _collator(corpus, masking, EVALUATION_SEED)
+    ranges = in_order(len(corpus), micro_batch_size, rank, world_size)
+    items = _load(_EvaluationSet(collator, ranges), range(len(ranges)), workers, pin_memory)
+    return (cast(Batch, item) for item in items)
+
+
+def _collator(corpus: Corpus, masking: MaskingConfig, seed: int) -> Collator:
+    if not len(corpus):
+        raise CorpusError(f"{corpus.folders[0]}: this corpus has no instance; prepare more text")
+    return Collator(corpus, masking, VocabularyFacts.of(corpus.manifest), seed)
+
+
+def _load(
+    dataset: Dataset[Any], numbers: Iterable[int], workers: int, pin_memory: bool
+) -> Iterator[Any]:
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        prefetch_factor=PREFETCHED_BATCHES if workers else None,
+        collate_fn=_as_it_is,
+        worker_init_fn=_start_worker,
+        pin_memory=pin_memory,
+        # A generator of its own: else starting an iterator would draw from the global one, and a
+        # resumed run would see other dropout than one that was not interrupted.
+        generator=torch.Generator(),
+    )
+    for item in loader:
+        if isinstance(item, UserError):
+            raise item
+        yield item
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _start_worker(_worker: int) -> None:
+    """Leave Ctrl-C to the process that trains: it ends its workers; they print no traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

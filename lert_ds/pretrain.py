@@ -1,0 +1,227 @@
+"""`lert-ds pretrain`: a corpus folder to a pre-trained LERT.
+
+Read with `training.py` (what every training shares), `pretraining_objective.py` (the loss) and
+`train/trainer.py` (the loop).
+"""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from pydantic import model_validator
+
+from lert_ds import arithmetic, cli, distributed, model_dir, training
+from lert_ds.config import Config, dump
+from lert_ds.configuration_lert import LertConfig
+# from lert_ds.corpus.statistics import baselines
+from lert_ds.data.shards import Corpus
+from lert_ds.errors import ConfigError
+from lert_ds.files import sha256_of, write_json
+from lert_ds.modeling_lert import LertForPreTraining
+from lert_ds.pretraining_objective import LipConfig, PretrainingObjective
+from lert_ds.train.engine import join_processes, leave_processes
+
+logger = logging.getLogger(__name__)
+
+SIZES: dict[str, dict[str, int]] = {
+    "large": {"layers": 24, "hidden_size": 1024, "heads": 16, "intermediate_size": 4096},
+    "base": {"layers": 12, "hidden_size": 768, "heads": 12, "intermediate_size": 3072},
+    "small": {"layers": 12, "hidden_size": 256, "heads": 4, "intermediate_size": 1024},
+}
+"""The shapes of the released models (`lert_config.json` of ymcui/LERT)."""
+
+
+class ArchitectureConfig(Config):
+    """The shape of a model that starts from random weights."""
+
+    size: Literal["large", "base", "small"] = "large"
+    """A released shape; the numbers below change single parts of it."""
+    layers: int | None = None
+    """Encoder layers."""
+    hidden_size: int | None = None
+    """Width of the hidden states."""
+    heads: int | None = None
+    """Attention heads a layer; divides the width."""
+    intermediate_size: int | None = None
+    """Width of the feed-forward part."""
+    positions: int = 512
+    """Longest instance that the model can take."""
+    dropout: float = 0.1
+    """Of hidden states and of attention probabilities."""
+    initializer_range: float = 0.02
+    """Standard deviation of the first weights."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for key in ("layers", "hidden_size", "heads", "intermediate_size", "positions"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key} = {value}: must be 1 or more")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout = {self.dropout}: must be from 0 to below 1")
+        if self.number("hidden_size") % self.number("heads"):
+            raise ValueError(
+                f"heads = {self.number('heads')} does not divide "
+                f"hidden_size = {self.number('hidden_size')}"
+            )
+        return self
+
+    def number(self, key: str) -> int:
+        """Return a dimension: as given, or that of `size`."""
+        given = getattr(self, key)
+        return SIZES[self.size][key] if given is None else int(given)
+
+    def model_config_for(self, corpus: Corpus, tasks: tuple[str, ...]) -> LertConfig:
+        """Return the model's configuration for the vocabulary and the tags of `corpus`."""
+        return LertConfig(
+            vocab_size=corpus.manifest.vocabulary_size,
+            hidden_size=self.number("hidden_size"),
+            num_hidden_layers=self.number("layers"),
+            num_attention_heads=self.number("heads"),
+            intermediate_size=self.number("intermediate_size"),
+            max_position_embeddings=self.positions,
+            hidden_dropout_prob=self.dropout,
+            attention_probs_dropout_prob=self.dropout,
+            initializer_range=self.initializer_range,
+            pad_token_id=corpus.manifest.special_ids["pad"],
+            tag_sets={task: list(corpus.tag_sets[task]) for task in tasks},
+        )
+
+
+class PretrainRun(training.TrainingRun):
+    """Configuration of `lert-ds pretrain`."""
+
+    architecture: ArchitectureConfig = ArchitectureConfig()
+    """The shape, where the weights start from random."""
+    init_from: str | None = None
+    """Start from these weights instead: a folder or hub name of a LERT or any Chinese BERT."""
+    lip: LipConfig = LipConfig()
+    """Linguistic tasks, and how their weights grow."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    cli.add_config_arguments(parser, PretrainRun, Path(__file__).parent / "configs")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="with --dry-run: reckon with N processes (default: those that run)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Pre-train as configured, or say what that would take."""
+    config = cli.read_config(PretrainRun, arguments)
+    corpora = training.open_corpora(config)
+    if arguments.dry_run:
+        _print_dry_run(config, corpora, arguments.processes)
+        return
+    join_processes()
+    try:
+        _pretrain(config, corpora)
+    finally:
+        leave_processes()
+
+
+def _pretrain(config: PretrainRun, corpora: training.Corpora) -> None:
+    training.prepare_output(config)
+    training.verify_corpora(corpora)
+    model = _make_model(config, corpora.train)
+    objective = PretrainingObjective(model, config.lip, config.train.steps)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    numbers = training.work_out(config, _shape(model.config), parameters, corpora.train.length)
+    if distributed.is_main():
+        processes = distributed.world_size()
+        logger.info(training.explain(config, numbers, corpora, processes))
+    trained = training.fit(
+        config, objective, corpora, numbers, baselines=lambda: _baselines(corpora)
+    )
+    if distributed.is_main():
+        _write_result(config, corpora, model.config, trained)
+    distributed.barrier()
+
+
+def _write_result(
+    config: PretrainRun,
+    corpora: training.Corpora,
+    model_config: LertConfig,
+    trained: training.Trained,
+) -> None:
+    prefix = "model."
+    weights = {name.removeprefix(prefix): weight for name, weight in trained.weights.items()}
+    model = LertForPreTraining(model_config)
+    # What DeepSpeed trained is every parameter once; the tied ones follow the word embeddings.
+    model.load_state_dict(model.state_dict() | weights)
+    model.tie_weights()
+    record = {**trained.summary, "config": dump(config), "corpus": corpora.fingerprint}
+    folder = config.output / "model"
+    model_dir.save(model, corpora.train.folders[0], folder, record)
+    write_json(config.output / "summary.json", {**trained.summary, "model": str(folder)})
+    logger.info("model: %s", folder)
+
+
+def _make_model(config: PretrainRun, corpus: Corpus) -> LertForPreTraining:
+    tasks = config.lip.tasks
+    torch.manual_seed(config.seed)  # the same first weights on every process
+    if config.init_from is None:
+        model = LertForPreTraining(config.architecture.model_config_for(corpus, tasks))
+    else:
+        tag_sets = {task: list(corpus.tag_sets[task]) for task in tasks}
+        model, _ = model_dir.load(config.init_from, LertForPreTraining, tag_sets=tag_sets)
+        _check_tokenizer(config.init_from, corpus)
+    positions = model.config.max_position_embeddings
+    if corpus.length > positions:
+        raise ConfigError(
+            f"{corpus.folders[0]}: instances of {corpus.length} tokens, but the model has "
+            f"{positions} positions; set architecture.positions or prepare a shorter max_length"
+        )
+    if config.train.gradient_checkpointing:
+        # The reentrant kind drops gradients where a hidden state is used twice.
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def _check_tokenizer(init_from: str, corpus: Corpus) -> None:
+    vocabulary = model_dir.resolve(init_from) / "vocab.txt"
+    if vocabulary.is_file() and sha256_of(vocabulary) != corpus.manifest.tokenizer_sha256:
+        raise ConfigError(
+            f"init_from = {init_from}: its vocab.txt is not that of {corpus.folders[0]}; prepare "
+            f"the corpus with tokenizer={init_from}"
+        )
+
+
+def _count_parameters(config: LertConfig) -> int:
+    with torch.device("meta"):  # nothing is allocated
+        return sum(parameter.numel() for parameter in LertForPreTraining(config).parameters())
+
+
+def _shape(config: LertConfig) -> arithmetic.Shape:
+    return arithmetic.Shape(
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        heads=config.num_attention_heads,
+        vocabulary_size=config.vocab_size,
+    )
+
+
+def _baselines(corpora: training.Corpora) -> dict[str, dict[str, float]]:
+    """Return what a model without context reaches on the held-out corpus."""
+    return {} if corpora.valid is None else {}
+
+
+def _print_dry_run(config: PretrainRun, corpora: training.Corpora, processes: int | None) -> None:
+    processes = processes or distributed.world_size()
+    if config.init_from is None:
+        model_config = config.architecture.model_config_for(corpora.train, config.lip.tasks)
+    else:
+        model_config = model_dir.read_config(model_dir.resolve(config.init_from))
+    parameters = _count_parameters(model_config)
+    numbers = training.work_out(
+        config, _shape(model_config), parameters, corpora.train.length, processes
+    )
+    cli.print_config(config)
+    print(training.explain(config, numbers, corpora, processes))  # noqa: T201

@@ -1,0 +1,246 @@
+"""The one home of DeepSpeed: an objective under its engine, behind a small typed surface."""
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lert_ds import distributed
+from lert_ds.errors import CheckpointError, ConfigError
+from lert_ds.objective import Batch, StepOutput
+from lert_ds.train import deepspeed_config
+from lert_ds.train.optim import Lamb, Lion, OptimizerConfig, parameter_groups
+
+if not torch.cuda.is_available():
+    # Before DeepSpeed is imported: it picks its accelerator then, and a CUDA compiler without a
+    # device misleads it.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+from deepspeed.accelerator import get_accelerator
+from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+from deepspeed.ops.lion import DeepSpeedCPULion
+from deepspeed.utils import logger as deepspeed_logger
+from deepspeed.utils import safe_get_full_fp32_param
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient is not a finite number; raised before the optimizer uses it."""
+
+
+def join_processes() -> None:
+    """Join the processes that the launcher started, or make a group of one."""
+    deepspeed_logger.setLevel(os.environ.get("LERT_DS_DEEPSPEED_LOG", "WARNING").upper())
+    if torch.distributed.is_initialized():
+        return
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    deepspeed.init_distributed(
+        dist_backend=get_accelerator().communication_backend_name(), auto_mpi_discovery=False,
+        verbose=False,
+    )  # fmt: skip
+
+
+def leave_processes() -> None:
+    """Close the group: without it about one run in 25 aborted after its work was done."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def device() -> torch.device:
+    """Return this process's device."""
+    name = get_accelerator().device_name()
+    return torch.device("cpu") if name == "cpu" else torch.device(name, distributed.local_rank())
+
+
+class Engine:
+    """An objective that trains under DeepSpeed.
+
+    The trainer sees forward, backward, step and the numbers about them; everything that depends on
+    the ZeRO stage or the precision stays here.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        optimizer: OptimizerConfig,
+        tree: dict[str, Any],
+    ) -> None:
+        """Hand `objective` to DeepSpeed; `tree` is a resolved configuration.
+
+        Raises:
+            ConfigError: DeepSpeed refuses the configuration, or it and the optimizer do not fit.
+        """
+        _check_fits(optimizer, tree)
+        self.tree = tree
+        self.precision = deepspeed_config.precision(tree)
+        self.stage = deepspeed_config.stage(tree)
+        self.device = device()
+        basic = _make_optimizer(objective, optimizer, tree)
+        try:
+            self._engine, *_ = deepspeed.initialize(model=objective, optimizer=basic, config=tree)
+        except deepspeed.DeepSpeedConfigError as error:
+            raise ConfigError(f"DeepSpeed refuses the configuration: {error}") from error
+        if self.stage == 0:
+            # In bf16 and fp16 DeepSpeed 0.19 takes one stray step on zero gradients here. The rate
+            # is 0 until the trainer sets it, so no weight moves; this clears what Adam remembers.
+            basic.state.clear()
+            for group in basic.param_groups:
+                group.pop("step", None)
+        basic.register_step_pre_hook(_refuse_non_finite_gradients)
+
+    def __call__(self, batch: Batch, *, step: int) -> StepOutput:
+        """Return the objective's output for one micro-batch that is on the device."""
+        output: StepOutput = self._engine(batch, step=step)
+        return output
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one micro-batch; they are averaged over accumulation and ranks."""
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """End a micro-batch; at the end of an accumulation the optimizer updates the weights.
+
+        Raises:
+            NonFiniteError: a gradient is inf or nan (not in fp16, where the loss scaler skips).
+        """
+        self._engine.step()
+
+    def at_boundary(self) -> bool:
+        """Return whether the next `step` updates the weights."""
+        return bool(self._engine.is_gradient_accumulation_boundary())
+
+    def train(self, mode: bool = True) -> None:
+        """Switch dropout on or off."""
+        self._engine.train(mode)
+
+    def set_learning_rate(self, value: float) -> None:
+        """Use `value` for the updates from now on."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = value
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of this process in one update."""
+        return int(self._engine.gradient_accumulation_steps())
+
+    def state_of_scaling(self) -> dict[str, float]:
+        """Return the norm of the last gradient and, in fp16, the loss scale and skipped steps."""
+        values: dict[str, float] = {}
+        norm = self._engine.get_global_grad_norm()
+        if norm is not None:
+            values["gradient_norm"] = float(norm)
+        if self.precision == "fp16":
+            optimizer: Any = self._engine.optimizer
+            values["loss_scale"] = float(optimizer.loss_scale)
+            values["skipped_steps"] = float(self._engine.skipped_steps)
+        return values
+
+    def save(self, folder: Path, tag: str, state: Mapping[str, Any]) -> None:
+        """Write weights, optimizer and `state` to `folder / tag`; all processes must call it."""
+        self._engine.save_checkpoint(
+            str(folder), tag=tag, client_state=dict(state), save_latest=False
+        )
+
+    def load(self, folder: Path, tag: str) -> dict[str, Any]:
+        """Read what `save` wrote, and return its `state`; all processes must call it.
+
+        Raises:
+            CheckpointError: it was written by another number of processes or another ZeRO stage.
+        """
+        try:
+            path, state = self._engine.load_checkpoint(str(folder), tag=tag)
+        except (RuntimeError, ValueError, KeyError, AssertionError, FileNotFoundError) as error:
+            raise CheckpointError(
+                f"{folder / tag}: cannot be loaded with ZeRO {self.stage} in {self.precision} on "
+                f"{distributed.world_size()} processes; resume with what wrote it ({error})"
+            ) from error
+        if path is None:
+            raise CheckpointError(f"{folder / tag}: not a checkpoint of DeepSpeed")
+        return dict(state)
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """Return every parameter whole, in fp32 on the host, by its name in the objective.
+
+        In mixed precision these are the master weights. All processes must call it, and all but the
+        main one get an empty dict. Tied parameters appear once.
+        """
+        weights: dict[str, Tensor] = {}
+        for name, parameter in self._engine.module.named_parameters():
+            # ZeRO-0 in fp32 has no master copy: the weights are it.
+            full = safe_get_full_fp32_param(parameter)
+            if full is None:
+                full = parameter.detach()
+            if distributed.is_main():
+                shape = getattr(parameter, "ds_shape", parameter.shape)
+                weights[name] = full.reshape(shape).to("cpu", torch.float32, copy=True)
+        return weights
+
+
+def _check_fits(optimizer: OptimizerConfig, tree: Mapping[str, Any]) -> None:
+    stage = deepspeed_config.stage(tree)
+    if optimizer.name == "lamb" and stage > 0:
+        raise ConfigError(
+            f"optimizer.name = lamb with ZeRO stage {stage}: its trust ratio needs whole "
+            "parameters, which ZeRO cuts up; use a zero0 configuration or adamw"
+        )
+    if deepspeed_config.precision(tree) == "fp16" and not get_accelerator().is_fp16_supported():
+        raise ConfigError("fp16.enabled = true: this device has no fp16; use a bf16 configuration")
+
+
+def _make_optimizer(
+    objective: nn.Module, config: OptimizerConfig, tree: dict[str, Any]
+) -> torch.optim.Optimizer:
+    """Return the optimizer; its rate is 0 until the trainer sets it."""
+    groups = parameter_groups(objective, config.weight_decay)
+    betas = (config.beta1, config.beta2)
+    offload = deepspeed_config.offloads_optimizer(tree)
+    adam = {"lr": 0.0, "betas": betas, "eps": config.epsilon}
+    optimizer: torch.optim.Optimizer
+    if config.name == "adamw" and offload:
+        optimizer = DeepSpeedCPUAdam(
+            groups, **adam, bias_correction=config.bias_correction, adamw_mode=True
+        )
+    elif config.name == "adamw":
+        optimizer = FusedAdam(groups, **adam, bias_correction=config.bias_correction)
+    elif config.name == "lamb":
+        optimizer = Lamb(groups, lr=0.0, betas=betas, eps=config.epsilon,
+                         bias_correction=config.bias_correction)  # fmt: skip
+    elif offload:
+        optimizer = DeepSpeedCPULion(groups, lr=0.0, betas=betas)
+    else:
+        tree["zero_allow_untested_optimizer"] = True  # Lion is element-wise: partitions suit it
+        optimizer = Lion(groups, lr=0.0, betas=betas)
+    return optimizer
+
+
+def _refuse_non_finite_gradients(
+    optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Stop before the optimizer spoils the weights.
+
+    One pass over this process's share of the gradients, about a tenth of Adam's own traffic. In
+    fp16 DeepSpeed has skipped the update before this when the scaled gradients overflowed.
+    """
+    gradients = [
+        parameter.grad
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
+    if not gradients:
+        return
+    norms = torch._foreach_norm(gradients)
+    if not bool(torch.isfinite(torch.stack([norm.float() for norm in norms]).sum())):
+        raise NonFiniteError("a gradient is inf or nan; the weights are as before this step")

@@ -1,0 +1,59 @@
+"""Sums over micro-batches and ranks, divided once; and the plain-text record of a run."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lert_ds.distributed import sum_over_ranks
+from lert_ds.objective import Metrics
+
+
+class MetricSums:
+    """Adds `[sum, count]` pairs on their device, without waiting for it, until they are read."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, metrics: Metrics) -> None:
+        """Add the pairs of one micro-batch: tensors `[..., 2]` of (sum, count)."""
+        for name, pairs in metrics.items():
+            pairs = pairs.detach().double()
+            self._sums[name] = self._sums[name] + pairs if name in self._sums else pairs
+
+    def reduce(self) -> dict[str, float]:
+        """Return the value of each metric over all ranks, and start anew; all ranks must call it.
+
+        One all-reduce for all names. A tensor of several pairs (classes) gives the mean of the
+        ratios whose count is not 0; a metric without any count is left out.
+        """
+        if not self._sums:
+            return {}
+        names = sorted(self._sums)
+        flat = sum_over_ranks(torch.cat([self._sums[name].reshape(-1) for name in names])).cpu()
+        values, place = {}, 0
+        for name in names:
+            size = self._sums[name].numel()
+            pairs = flat[place : place + size].reshape(-1, 2)
+            place += size
+            counted = pairs[pairs[:, 1] > 0]
+            if len(counted):
+                values[name] = float((counted[:, 0] / counted[:, 1]).mean())
+        self._sums = {}
+        return values
+
+
+def report_line(kind: str, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one record of metrics.jsonl: `kind` is train, valid or event."""
+    return {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+
+
+def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one record as a line; a crash can cut the last line short, never an earlier one."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,0 +1,143 @@
+"""Which parameters decay, and the optimizers that DeepSpeed has no kernel for on every device."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from lert_ds.config import Config
+
+
+class OptimizerConfig(Config):
+    """The optimizer; the defaults are LERT's (`src/optimization.py` of ymcui/LERT)."""
+
+    name: Literal["adamw", "lamb", "lion"] = "adamw"
+    """adamw: DeepSpeed's FusedAdam, its CPUAdam under offload; lamb: ZeRO 0 only; lion."""
+    beta1: float = 0.9
+    """Decay of the running mean of the gradient."""
+    beta2: float = 0.999
+    """Decay of the running mean of its square (lion: of its momentum; 0.99 is usual there)."""
+    epsilon: float = 1e-6
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.01
+    """Decoupled, and none on biases and LayerNorm."""
+    bias_correction: bool = False
+    """LERT's AdamW has none: with 0.999 the first steps are about 1/0.03 times larger relative to
+    a corrected Adam's second moment, which the long warm-up absorbs."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for key in ("beta1", "beta2"):
+            if not 0 <= (value := getattr(self, key)) < 1:
+                raise ValueError(f"{key} = {value}: must be from 0 to below 1")
+        if self.epsilon <= 0:
+            raise ValueError(f"epsilon = {self.epsilon}: must be above 0")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay = {self.weight_decay}: must be 0 or more")
+        return self
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the trainable parameters in two groups: matrices decay, vectors do not.
+
+    LERT excludes names with "LayerNorm" and "bias"; these are exactly the parameters of one
+    dimension. A shared parameter (the tied decoder) appears once.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if _dimensions(p) > 1]
+    others = [p for p in parameters if _dimensions(p) <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _dimensions(parameter: Tensor) -> int:
+    """Return the dimensions of a parameter, also of one that ZeRO-3 has taken apart."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
+
+
+class _Optimizer(torch.optim.Optimizer):
+    """The loop that the optimizers below share: state once, then one update a parameter."""
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        assert closure is None
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._update(parameter, parameter.grad, self.state[parameter], group)
+
+    def _update(
+        self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        raise AssertionError("each optimizer has its own")
+
+
+class Lamb(_Optimizer):
+    """LAMB (You et al. 2020, arXiv 1904.00962, algorithm 2), trust ratio per parameter.
+
+    `ratio = |p| / |update|` (1 where either is 0) scales Adam's update plus the decay. The norms
+    are of whole parameters, so it cannot run on the flat partitions of ZeRO.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        bias_correction: bool,
+    ) -> None:
+        """Take the groups of `parameter_groups`."""
+        super().__init__(
+            groups, {"lr": lr, "betas": betas, "eps": eps, "bias_correction": bias_correction}
+        )
+
+    def _update(
+        self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        if not state:
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        mean = state["exp_avg"].lerp_(gradient, 1 - beta1)
+        square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        if group["bias_correction"]:
+            mean = mean / (1 - beta1 ** state["step"])
+            square = square / (1 - beta2 ** state["step"])
+        update = mean / (square.sqrt() + group["eps"]) + group["weight_decay"] * parameter
+        size, change = parameter.norm(), update.norm()
+        ratio = torch.where((size > 0) & (change > 0), size / change, torch.ones_like(size))
+        parameter.sub_(group["lr"] * ratio * update)
+
+
+class Lion(_Optimizer):
+    """Lion (Chen et al. 2023, arXiv 2302.06675, program 1): the sign of an interpolated momentum.
+
+    Element-wise, so it runs on ZeRO's partitions. Its usual rate is a third to a tenth of Adam's.
+    """
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float]
+    ) -> None:
+        """Take the groups of `parameter_groups`."""
+        super().__init__(groups, {"lr": lr, "betas": betas})
+
+    def _update(
+        self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        if not state:
+            state["exp_avg"] = torch.zeros_like(parameter)
+        beta1, beta2 = group["betas"]
+        direction = torch.lerp(state["exp_avg"], gradient, 1 - beta1).sign_()
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(direction, alpha=-group["lr"])
+        state["exp_avg"].lerp_(gradient, 1 - beta2)

@@ -1,0 +1,156 @@
+"""Where the numbers of a run go: metrics.jsonl always, the terminal, and trackers when asked."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lert_ds.config import Config
+from lert_ds.errors import ConfigError
+from lert_ds.train.metrics import append_json_line, report_line
+
+logger = logging.getLogger(__name__)
+
+
+class TrackingConfig(Config):
+    """Trackers beside metrics.jsonl, which is always written."""
+
+    wandb: Literal["off", "online", "offline"] = "off"
+    """Weights & Biases; offline runs are uploaded later with `wandb sync`."""
+    project: str = "lert-ds"
+    """The project at Weights & Biases."""
+    name: str | None = None
+    """The run's name there; by default that of the output folder."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard under the run folder."""
+
+
+class Tracker(Protocol):
+    """Takes numbers by name at a step."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record `values` at optimizer step `step`."""
+        ...
+
+    def close(self) -> None:
+        """Flush and end."""
+        ...
+
+
+class _WandbTracker:
+    def __init__(self, config: TrackingConfig, folder: Path, run: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(
+                f'tracking.wandb = "{config.wandb}": pip install "lert-ds[tracking]" first'
+            ) from error
+        self._run = wandb.init(
+            project=config.project,
+            name=config.name or folder.name,
+            dir=str(folder),
+            mode=config.wandb,  # type: ignore[arg-type]
+            config=dict(run),
+            resume="allow",
+        )
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish(quiet=True)
+
+
+class _TensorBoardTracker:
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(
+                'tracking.tensorboard = true: pip install "lert-ds[tracking]" first'
+            ) from error
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Reporter:
+    """Rank 0's voice: lines or a progress bar, metrics.jsonl, trackers. Elsewhere it is silent."""
+
+    def __init__(
+        self, config: TrackingConfig, folder: Path, steps: int, run: Mapping[str, Any], main: bool
+    ) -> None:
+        """Open what `config` asks for, on the main process only."""
+        self._main, self._path = main, folder / "metrics.jsonl"
+        self._trackers: list[Tracker] = []
+        self._progress: Progress | None = None
+        if not main:
+            return
+        if config.wandb != "off":
+            self._trackers.append(_WandbTracker(config, folder, run))
+        if config.tensorboard:
+            self._trackers.append(_TensorBoardTracker(folder))
+        if sys.stderr.isatty():
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._progress.add_task("training", total=steps)
+            self._progress.start()
+
+    def report(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Record the numbers of training ("train") or of evaluation ("valid") at `step`."""
+        if not self._main:
+            return
+        append_json_line(self._path, report_line(kind, step, values))
+        for tracker in self._trackers:
+            tracker.log({f"{kind}/{name}": value for name, value in values.items()}, step)
+        self._say(f"{kind:5} step {step}  {_readable(values)}")
+
+    def event(self, step: int, message: str) -> None:
+        """Record something that happened once."""
+        if not self._main:
+            return
+        append_json_line(self._path, report_line("event", step, {"message": message}))
+        self._say(f"step {step}: {message}")
+
+    def advance(self, step: int) -> None:
+        """Move the progress bar to `step`."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
+    def close(self) -> None:
+        """End the bar and the trackers."""
+        if self._progress is not None:
+            self._progress.stop()
+        for tracker in self._trackers:
+            tracker.close()
+
+    def _say(self, line: str) -> None:
+        if self._progress is not None:
+            self._progress.console.print(line, highlight=False)
+        else:
+            logger.info(line)
+
+
+_SHOWN = (
+    "loss", "mlm/loss", "mlm/accuracy", "mlm/perplexity", "pos/accuracy", "ner/accuracy",
+    "dep/accuracy", "learning_rate", "tokens_per_second", "mfu",
+)  # fmt: skip
+
+
+def _readable(values: Mapping[str, float]) -> str:
+    shown = [name for name in _SHOWN if name in values] or list(values)
+    return "  ".join(f"{name} {values[name]:.4g}" for name in shown)

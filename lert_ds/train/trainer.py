@@ -1,0 +1,230 @@
+"""The loop: step, report, evaluate, save. It trains any objective and knows nothing of it."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+import psutil
+import torch
+from pydantic import model_validator
+
+from lert_ds import distributed
+from lert_ds.config import Config
+from lert_ds.objective import Batch
+from lert_ds.train.checkpoint import Checkpoints
+from lert_ds.train.engine import Engine, NonFiniteError
+from lert_ds.train.metrics import MetricSums
+from lert_ds.train.schedule import ScheduleConfig, multiplier
+from lert_ds.train.tracking import Reporter
+
+
+class TrainConfig(Config):
+    """How long, how much at a time, and how often to look."""
+
+    steps: int
+    """Optimizer steps of the whole run."""
+    batch_size: int
+    """Instances an optimizer step, over all processes."""
+    micro_batch_size: int
+    """Instances a forward pass on one process; it times the processes divides batch_size."""
+    learning_rate: float
+    """The full rate, reached at the end of the warm-up."""
+    gradient_clipping: float = 1.0
+    """Largest norm of the whole gradient; 0 does not clip."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: about a third more time, far less memory."""
+    report_every: int = 10
+    """Steps between two lines of metrics."""
+    evaluate_every: int = 1000
+    """Steps between two evaluations on the held-out corpus, and one at the end; 0 never."""
+    save_every: int = 1000
+    """Steps between two checkpoints, and one at the end; 0 never."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    data_workers: int = 1
+    """Processes that mask and collate ahead of the training; 0 does it in between."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for key in ("steps", "batch_size", "micro_batch_size", "report_every", "keep_checkpoints"):
+            if (value := getattr(self, key)) < 1:
+                raise ValueError(f"{key} = {value}: must be 1 or more")
+        for key in ("evaluate_every", "save_every", "data_workers", "gradient_clipping"):
+            if (value := getattr(self, key)) < 0:
+                raise ValueError(f"{key} = {value}: must be 0 or more")
+        if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
+            raise ValueError(f"learning_rate = {self.learning_rate}: must be above 0")
+        return self
+
+
+class Summarises(Protocol):
+    """An objective that derives further numbers from the reduced ones (perplexity from loss)."""
+
+    def summary(self, values: dict[str, float]) -> dict[str, float]:
+        """Return `values` and what follows from them."""
+        ...
+
+
+class Data(NamedTuple):
+    """Where the batches come from; made by the command, which knows the corpus."""
+
+    training: Callable[[int], Iterator[tuple[int, Batch]]]
+    """Samples consumed so far to the micro-batches from there on, each with its number."""
+    evaluation: Callable[[], Iterable[Batch]] | None
+    """To the held-out batches; every process gets the same number of them."""
+
+
+class Trainer:
+    """Trains until `config.steps`; every number it needs to resume is a count."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        objective: Summarises,
+        data: Data,
+        config: TrainConfig,
+        schedule: ScheduleConfig,
+        *,
+        reporter: Reporter,
+        checkpoints: Checkpoints,
+        seed: int,
+        flops_per_token: float,
+        peak_flops: float,
+    ) -> None:
+        """Take the parts; `flops_per_token` and `peak_flops` (a process) are for the MFU alone."""
+        self._engine, self._objective, self._data = engine, objective, data
+        self._config, self._schedule = config, schedule
+        self._reporter, self._checkpoints = reporter, checkpoints
+        self._seed = seed
+        self._flops_share = flops_per_token / (peak_flops * distributed.world_size())
+        self.step = 0
+        self.samples = 0
+        self._sums = MetricSums()
+        self._window = _Window()
+
+    def resume(self, tag: str) -> dict[str, Any]:
+        """Go on from a checkpoint and return its state; all processes must call it."""
+        state = self._checkpoints.load(self._engine, tag)
+        self.step, self.samples = int(state["step"]), int(state["samples"])
+        self._reporter.event(self.step, f"resumed from {tag}")
+        return state
+
+    def fit(self, state: dict[str, Any]) -> dict[str, float]:
+        """Train to the end and return the last held-out metrics; `state` goes into checkpoints."""
+        batches = self._data.training(self.samples)
+        self._engine.train()
+        last: dict[str, float] = {}
+        while self.step < self._config.steps:
+            self._train_step(batches)
+            self.step += 1
+            self.samples += self._config.batch_size
+            self._reporter.advance(self.step)
+            if self._is_due(self._config.report_every):
+                self._report()
+            if self._is_due(self._config.evaluate_every):
+                last = self.evaluate()
+            if self._is_due(self._config.save_every):
+                self._save(state)
+        return last
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the held-out metrics, reported too; empty where there is no held-out corpus."""
+        if self._data.evaluation is None:
+            return {}
+        sums = MetricSums()
+        self._engine.train(False)
+        with torch.no_grad():
+            for batch in self._data.evaluation():
+                sums.add(self._engine(batch.to(self._engine.device), step=self.step).metrics)
+        self._engine.train()
+        values = self._objective.summary(sums.reduce())
+        self._reporter.report("valid", self.step, values)
+        self._window.restart()  # throughput is of training alone
+        return values
+
+    def _train_step(self, batches: Iterator[tuple[int, Batch]]) -> None:
+        rate = self._config.learning_rate
+        rate *= multiplier(self._schedule, self.step, self._config.steps)
+        self._engine.set_learning_rate(rate)
+        finite: torch.Tensor | None = None
+        for _ in range(self._engine.accumulation):
+            waited = time.perf_counter()
+            number, batch = next(batches)
+            self._window.waited += time.perf_counter() - waited
+            self._window.tokens += _tokens(batch)
+            # Dropout is a function of the micro-batch, not of who computes it or what ran before:
+            # so a run is the same on any number of processes and after any interruption.
+            torch.manual_seed(_mix(self._seed, number))
+            output = self._engine(batch.to(self._engine.device), step=self.step)
+            self._engine.backward(output.loss)
+            is_finite = torch.isfinite(output.loss.detach())
+            finite = is_finite if finite is None else finite & is_finite
+            self._sums.add(output.metrics)
+            if self._engine.at_boundary() and not bool(finite):
+                self._stop("the loss is inf or nan")
+            try:
+                self._engine.step()
+            except NonFiniteError as error:
+                self._stop(str(error))
+        self._window.rate = rate
+
+    def _stop(self, reason: str) -> None:
+        message = (
+            f"step {self.step} on rank {distributed.rank()}: {reason}; nothing was updated or "
+            "saved. Lower train.learning_rate or look at the batch, then start again: the run "
+            "resumes from its newest checkpoint"
+        )
+        self._reporter.event(self.step, message)
+        raise NonFiniteError(message)
+
+    def _report(self) -> None:
+        values = self._objective.summary(self._sums.reduce())
+        values |= self._engine.state_of_scaling()
+        values |= self._window.read(self._engine.device, self._flops_share)
+        self._reporter.report("train", self.step, {"samples": self.samples, **values})
+        self._window.restart()
+
+    def _save(self, state: dict[str, Any]) -> None:
+        self._checkpoints.save(self._engine, self.step, {"samples": self.samples, **state})
+        self._window.restart()
+
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and (self.step % every == 0 or self.step == self._config.steps)
+
+
+class _Window:
+    """Time and tokens since the last report."""
+
+    def __init__(self) -> None:
+        self.rate = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        self.started, self.waited, self.tokens = time.perf_counter(), 0.0, 0
+
+    def read(self, device: torch.device, flops_share: float) -> dict[str, float]:
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        tokens = distributed.sum_over_ranks(torch.tensor(float(self.tokens), device=device)).item()
+        if device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(device)
+        else:
+            memory = psutil.Process().memory_info().rss
+        return {
+            "learning_rate": self.rate,
+            "tokens_per_second": tokens / seconds,
+            "mfu": tokens / seconds * flops_share,
+            "memory_gib": memory / 2**30,
+            "data_wait_share": self.waited / seconds,
+        }
+
+
+def _tokens(batch: Batch) -> int:
+    if batch.attention_mask is None:
+        return batch.input_ids.numel()
+    return int(batch.attention_mask.sum())
+
+
+def _mix(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> 1)

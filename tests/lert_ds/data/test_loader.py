@@ -1,0 +1,280 @@
+import gc
+import itertools
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lert_ds.data.loader import evaluation_batches, training_batches
+from lert_ds.data.masking import MaskingConfig
+from lert_ds.data.sampler import MicroBatches
+from lert_ds.data.shards import Corpus, Manifest, write_manifest, write_shard
+from lert_ds.errors import CorpusError
+from lert_ds.labels import LTP_TAGS, TASKS
+from lert_ds.objective import Batch
+
+PAD, CLS, SEP, MASK = 0, 2, 3, 4
+LENGTH = 60
+INSTANCES = 23
+MASKING = MaskingConfig()
+
+
+def write_corpus(folder: Path, lengths: list[int]) -> Path:
+    """Write instances of `lengths` tokens, padded to LENGTH, in two shards."""
+    generator = np.random.default_rng(4)
+    shape = (len(lengths), LENGTH)
+    real = np.arange(LENGTH) < np.array(lengths)[:, None]
+    ids = generator.integers(5, 1000, shape)
+    starts = generator.random(shape) < 0.6
+    ids[:, 0] = CLS
+    ids[np.arange(shape[0]), np.array(lengths, np.int64) - 1] = SEP
+    ids[~real] = PAD
+    starts &= ids > MASK
+    tags = {task: generator.integers(0, 13, shape) for task in TASKS}
+    for classes in tags.values():
+        classes[generator.random(shape) < 0.2] = 255
+    arrays = {"input_ids": ids, "word_starts": starts, **tags}
+    half = len(lengths) // 2
+    parts = (slice(0, half), slice(half, None))
+    records = [
+        write_shard(
+            folder, f"{number:05d}-000", {name: array[part] for name, array in arrays.items()}
+        )
+        for number, part in enumerate(parts)
+    ]
+    manifest = Manifest(
+        length=LENGTH,
+        vocabulary_size=1000,
+        tokenizer_sha256="aa",
+        special_ids={"pad": PAD, "unk": 1, "cls": CLS, "sep": SEP, "mask": MASK},
+        tag_sets={task: list(tags) for task, tags in LTP_TAGS.items()},
+        instances=len(lengths),
+        shards=records,
+        counts={},
+        statistics={},
+        config={},
+        versions={},
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    lengths = np.random.default_rng(1).integers(16, 51, INSTANCES).tolist()
+    return Corpus([write_corpus(tmp_path_factory.mktemp("corpus"), lengths)])
+
+
+def micro_batches(
+    corpus: Corpus, micro: int = 4, rank: int = 0, world_size: int = 1, start: int = 0
+) -> MicroBatches:
+    return MicroBatches(len(corpus), 7, 16, micro, rank, world_size, start)
+
+
+def take(batches: Iterable[tuple[int, Batch]], count: int) -> list[tuple[int, Batch]]:
+    return list(itertools.islice(batches, count))
+
+
+def fingerprint(batch: Batch) -> list[object]:
+    mask = batch.attention_mask
+    return [
+        batch.input_ids.tolist(),
+        None if mask is None else mask.tolist(),
+        batch.masked_positions.tolist(),
+        batch.labels.tolist(),
+        {task: classes.tolist() for task, classes in batch.tags.items()},
+    ]
+
+
+def fingerprints(batches: Iterable[tuple[int, Batch]], count: int) -> list[object]:
+    return [(number, fingerprint(batch)) for number, batch in take(batches, count)]
+
+
+def test_a_batch_says_what_the_corpus_says(corpus: Corpus) -> None:
+    order = micro_batches(corpus)
+    for number, batch in take(training_batches(corpus, MASKING, order), 12):
+        indices = order.samples(number).indices.tolist()
+        rows, length = batch.input_ids.shape
+        assert rows == len(indices) == 4
+        original = np.stack([corpus[index].input_ids[:length] for index in indices])
+        longest = int((original != PAD).sum(axis=1).max())
+        assert length == min(LENGTH, -(-longest // 8) * 8)
+        assert batch.attention_mask is not None
+        np.testing.assert_array_equal(batch.attention_mask, original != PAD)
+        assert batch.attention_mask.dtype == torch.bool
+
+        places = batch.masked_positions.numpy()
+        np.testing.assert_array_equal(batch.labels, original.reshape(-1)[places])
+        for task in TASKS:
+            tags = np.stack([corpus[index].tags[task][:length] for index in indices])
+            np.testing.assert_array_equal(batch.tags[task], tags.reshape(-1)[places])
+        left = np.setdiff1d(np.arange(rows * length), places)
+        np.testing.assert_array_equal(
+            batch.input_ids.numpy().reshape(-1)[left], original.reshape(-1)[left]
+        )
+        assert (batch.input_ids.numpy().reshape(-1)[places] == MASK).mean() > 0.5
+        counts = np.bincount(places // length, minlength=rows)
+        tokens = (original > MASK).sum(axis=1)
+        limit = 75 * LENGTH // 512
+        for count, size in zip(counts, tokens, strict=True):
+            assert count == min(limit, max(1, round(0.15 * size)))
+        whole = [batch.input_ids, batch.masked_positions, batch.labels, *batch.tags.values()]
+        assert {tensor.dtype for tensor in whole} == {torch.int64}
+
+
+def test_nothing_padded_needs_no_attention_mask(tiny_corpus: Path) -> None:
+    full = Corpus([tiny_corpus])
+    _, batch = next(training_batches(full, MASKING, micro_batches(full)))
+    assert batch.attention_mask is None
+    assert batch.input_ids.shape == (4, full.length)
+
+
+def test_a_length_that_is_no_multiple_of_8_is_kept(tmp_path: Path) -> None:
+    full = Corpus([write_corpus(tmp_path, [LENGTH, LENGTH])])
+    (batch,) = evaluation_batches(full, MASKING, 2)
+    assert batch.input_ids.shape == (2, LENGTH)
+    assert batch.attention_mask is None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_the_stream(corpus: Corpus, workers: int) -> None:
+    order = micro_batches(corpus)
+    here = fingerprints(training_batches(corpus, MASKING, order), 15)
+    there = fingerprints(training_batches(corpus, MASKING, order, workers=workers), 15)
+    assert here == there
+
+
+def test_ranks_do_not_change_the_stream(corpus: Corpus) -> None:
+    whole = dict(fingerprints(training_batches(corpus, MASKING, micro_batches(corpus)), 16))
+    for world_size in (2, 4):
+        parts: dict[int, object] = {}
+        for rank in range(world_size):
+            order = micro_batches(corpus, rank=rank, world_size=world_size)
+            batches = training_batches(corpus, MASKING, order)
+            parts |= dict(fingerprints(batches, 16 // world_size))
+        assert parts == whole
+
+
+def test_a_resumed_run_sees_the_tail(corpus: Corpus) -> None:
+    whole = fingerprints(training_batches(corpus, MASKING, micro_batches(corpus)), 16)
+    for steps in (1, 2, 3):
+        order = micro_batches(corpus, start=steps * 16)
+        tail = fingerprints(training_batches(corpus, MASKING, order), 16 - steps * 4)
+        assert tail == whole[steps * 4 :]
+
+
+def test_each_epoch_masks_anew(corpus: Corpus) -> None:
+    order = MicroBatches(INSTANCES, 7, INSTANCES, INSTANCES)
+    (_, first), (_, second) = take(training_batches(corpus, MASKING, order), 2)
+    assert sorted(map(tuple, first.input_ids.tolist())) != sorted(
+        map(tuple, second.input_ids.tolist())
+    )
+    assert len(first.labels) == len(second.labels)
+
+
+def test_the_global_generator_is_left_alone(corpus: Corpus) -> None:
+    # Else a run that is resumed would draw other dropout than one that was not interrupted.
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    for workers in (0, 1):
+        next(training_batches(corpus, MASKING, micro_batches(corpus), workers=workers))
+        next(evaluation_batches(corpus, MASKING, 4, workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("micro", [1, 4, 23, 64])
+def test_evaluation_is_the_same_for_any_world_size(corpus: Corpus, micro: int) -> None:
+    def rows(world_size: int) -> list[tuple[object, ...]]:
+        """Return for each row with predictions: its masked ids, labels and tags."""
+        found = []
+        plans = [
+            list(evaluation_batches(corpus, MASKING, micro, rank=rank, world_size=world_size))
+            for rank in range(world_size)
+        ]
+        assert len({len(plan) for plan in plans}) == 1
+        for batch in itertools.chain.from_iterable(zip(*plans, strict=True)):
+            length = batch.input_ids.shape[1]
+            for row, ids in enumerate(batch.input_ids):
+                here = batch.masked_positions // length == row
+                if here.any():
+                    real = tuple(ids[ids != PAD].tolist())
+                    tags = tuple(tuple(batch.tags[task][here].tolist()) for task in TASKS)
+                    found.append((real, tuple(batch.labels[here].tolist()), tags))
+        return found
+
+    alone = rows(1)
+    assert len(alone) == INSTANCES
+    for index, (ids, _, _) in enumerate(alone):
+        assert len(ids) == (corpus[index].input_ids != PAD).sum()
+    for world_size in (2, 3, 5):
+        assert rows(world_size) == alone
+
+
+def test_a_rank_that_has_run_out_gets_batches_that_count_nowhere(corpus: Corpus) -> None:
+    batches = list(evaluation_batches(corpus, MASKING, 10, rank=3, world_size=4))
+    assert len(batches) == 1
+    assert batches[0].input_ids.shape[0] == 1
+    assert len(batches[0].masked_positions) == len(batches[0].labels) == 0
+    assert all(len(classes) == 0 for classes in batches[0].tags.values())
+    assert batches[0].labels.dtype == batches[0].masked_positions.dtype == torch.int64
+
+
+def test_evaluation_repeats_its_masks(corpus: Corpus) -> None:
+    first, second, workers = (
+        [fingerprint(batch) for batch in evaluation_batches(corpus, MASKING, 4, workers=count)]
+        for count in (0, 0, 2)
+    )
+    assert first == second == workers
+
+
+def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
+    empty = Corpus([write_corpus(tmp_path, [])])
+    with pytest.raises(CorpusError, match=str(tmp_path)):
+        evaluation_batches(empty, MASKING, 4)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_breaks_meanwhile_is_told_in_one_line(tmp_path: Path, workers: int) -> None:
+    corpus = Corpus([write_corpus(tmp_path, [20] * 8)])
+    path = tmp_path / "shards" / "00001-000.dep.npy"
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(CorpusError) as error:
+        list(evaluation_batches(corpus, MASKING, 2, workers=workers))
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_workers_leave_ctrl_c_to_the_trainer_and_end_with_the_iterator(corpus: Corpus) -> None:
+    before = set(multiprocessing.active_children())
+    batches = training_batches(corpus, MASKING, micro_batches(corpus), workers=2)
+    numbers = [next(batches)[0]]
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    for worker in workers:
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGINT)
+    numbers += [number for number, _ in take(batches, 30)]
+    assert numbers == list(range(31))
+    assert all(worker.is_alive() for worker in workers)
+    del batches
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(worker.is_alive() for worker in workers)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a CUDA device")
+def test_pinned_batches_are_the_same(corpus: Corpus) -> None:
+    order = micro_batches(corpus)
+    plain = fingerprints(training_batches(corpus, MASKING, order), 5)
+    pinned = take(training_batches(corpus, MASKING, order, workers=1, pin_memory=True), 5)
+    assert [(number, fingerprint(batch)) for number, batch in pinned] == plain
+    assert all(batch.input_ids.is_pinned() for _, batch in pinned)

@@ -1,0 +1,164 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lert_ds.data.sampler import MicroBatches, check_batch_size, in_order, shuffled
+from lert_ds.errors import ConfigError
+
+seeds = st.integers(0, 2**64 - 1)
+
+
+def keys_of(micro_batches: MicroBatches, count: int) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Return number and (epoch, index) pairs of the first micro-batches."""
+    return [
+        (number, list(zip(*(part.tolist() for part in samples), strict=True)))
+        for number, samples in itertools.islice(micro_batches, count)
+    ]
+
+
+@given(st.integers(1, 3000), seeds, st.integers(0, 2**32))
+def test_each_epoch_holds_each_instance_once(size: int, seed: int, epoch: int) -> None:
+    samples = shuffled(np.arange(epoch * size, (epoch + 1) * size), size, seed)
+    assert (samples.epochs == epoch).all()
+    np.testing.assert_array_equal(np.sort(samples.indices), np.arange(size))
+
+
+def test_small_corpora_are_permuted_too() -> None:
+    for size in range(1, 130):
+        samples = shuffled(np.arange(3 * size), size, 1)
+        assert len(set(zip(*(part.tolist() for part in samples), strict=True))) == 3 * size
+
+
+@pytest.mark.parametrize("size", [2**20, 2**20 + 1, 2**31 + 7, 10**12])
+def test_large_corpora_without_repetition_or_pattern(size: int) -> None:
+    indices = shuffled(np.arange(100_000), size, 3).indices
+    assert len(np.unique(indices)) == 100_000
+    assert indices.min() >= 0
+    assert indices.max() < size
+    counts, _ = np.histogram(indices, bins=64, range=(0, size))
+    chi_square = ((counts - counts.mean()) ** 2 / counts.mean()).sum()
+    assert chi_square < 120, "the 63 degrees of freedom exceed 120 once in 60,000"
+    steps = np.diff(indices) % size
+    counts, _ = np.histogram(steps, bins=64, range=(0, size))
+    assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 120
+
+
+def test_every_instance_may_come_at_every_place() -> None:
+    size, rounds = 10, 4000
+    counts = np.zeros((size, size))
+    for seed in range(rounds):
+        counts[np.arange(size), shuffled(np.arange(size), size, seed).indices] += 1
+    expected = rounds / size
+    assert ((counts - expected) ** 2 / expected).sum() < 160, "81 degrees of freedom"
+
+
+def test_a_sample_is_a_function_of_its_position_alone() -> None:
+    positions = np.arange(5000)
+    whole = shuffled(positions, 777, 5)
+    generator = np.random.default_rng(0)
+    some = generator.permutation(positions)[:100]
+    part = shuffled(some, 777, 5)
+    np.testing.assert_array_equal(part.indices, whole.indices[some])
+    np.testing.assert_array_equal(part.epochs, some // 777)
+    assert shuffled(1234, 777, 5).indices.tolist() == [whole.indices[1234]]
+
+
+def test_epochs_and_seeds_differ() -> None:
+    size = 1000
+    orders = {
+        tuple(shuffled(np.arange(epoch * size, (epoch + 1) * size), size, seed).indices.tolist())
+        for epoch in range(5)
+        for seed in (0, 1, 2, 2**64 - 1)
+    }
+    assert len(orders) == 20
+
+
+def test_golden_order() -> None:
+    # A change here changes every run that is resumed: raise the checkpoint's version with it.
+    indices = shuffled(np.arange(12), 10, 20221110).indices
+    assert indices.tolist() == [5, 3, 6, 4, 1, 7, 0, 2, 8, 9, 4, 0]
+
+
+@given(st.integers(1, 50), st.integers(1, 4), st.integers(1, 3), seeds, st.integers(0, 5))
+def test_the_stream_is_the_same_for_any_number_of_ranks(
+    size: int, micro: int, accumulation: int, seed: int, first_step: int
+) -> None:
+    world = 4
+    batch = micro * accumulation * world
+    steps = 3
+    start = first_step * batch
+
+    def stream(world_size: int) -> dict[int, list[tuple[int, int]]]:
+        each = steps * batch // micro // world_size
+        parts = [
+            keys_of(MicroBatches(size, seed, batch, micro, rank, world_size, start), each)
+            for rank in range(world_size)
+        ]
+        numbers = [number for part in parts for number, _ in part]
+        assert len(numbers) == len(set(numbers)), "two ranks own the same micro-batch"
+        return dict(pair for part in parts for pair in part)
+
+    alone = stream(1)
+    assert alone == stream(2) == stream(4)
+    assert sorted(alone) == [start // micro + number for number in range(steps * batch // micro)]
+    samples = [key for number in sorted(alone) for key in alone[number]]
+    expected = shuffled(np.arange(start, start + steps * batch), size, seed)
+    assert samples == list(zip(*(part.tolist() for part in expected), strict=True))
+
+
+def test_ranks_take_turns_within_a_step() -> None:
+    parts = [MicroBatches(100, 0, 12, 2, rank, 3, start=12).numbers() for rank in range(3)]
+    assert [[next(part) for _ in range(4)] for part in parts] == [
+        [6, 9, 12, 15],
+        [7, 10, 13, 16],
+        [8, 11, 14, 17],
+    ]
+
+
+@given(st.integers(1, 20), st.integers(0, 6))
+def test_a_resumed_run_continues_the_stream(size: int, steps_done: int) -> None:
+    batch, micro, world = 8, 2, 2
+    for rank in range(world):
+        whole = keys_of(MicroBatches(size, 9, batch, micro, rank, world), 20)
+        tail = keys_of(MicroBatches(size, 9, batch, micro, rank, world, steps_done * batch), 8)
+        assert tail == whole[steps_done * 2 :][:8]
+
+
+def test_a_run_resumed_with_another_batch_size_skips_and_repeats_nothing() -> None:
+    consumed = 3 * 10  # three steps of 10 samples, then micro-batches of 4
+    micro_batches = MicroBatches(1000, 1, batch_size=8, micro_batch_size=4, start=consumed)
+    after = [key for _, keys in keys_of(micro_batches, 5) for key in keys]
+    expected = shuffled(np.arange(consumed, consumed + 20), 1000, 1)
+    assert [index for _, index in after] == expected.indices.tolist()
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "world", "nearest"),
+    [(100, 8, 4, "96 or 128"), (10, 8, 4, "32"), (33, 32, 1, "32 or 64")],
+)
+def test_a_batch_that_does_not_divide_is_refused(
+    batch: int, micro: int, world: int, nearest: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        MicroBatches(10, 0, batch, micro, 0, world)
+    message = str(error.value)
+    assert f"train.batch_size = {batch}" in message
+    assert f"train.micro_batch_size = {micro}" in message
+    assert f"{world} process" in message
+    assert f"set train.batch_size = {nearest}," in message
+    for size in nearest.split(" or "):
+        check_batch_size(int(size), micro, world)
+
+
+@given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 8))
+def test_evaluation_counts_each_instance_once(size: int, micro: int, world: int) -> None:
+    plans = [in_order(size, micro, rank, world) for rank in range(world)]
+    assert len({len(plan) for plan in plans}) == 1
+    seen = [index for batches in zip(*plans, strict=True) for part in batches for index in part]
+    assert seen == list(range(size))
+    assert all(len(part) <= micro for plan in plans for part in plan)
+    batches = len(plans[0]) * world
+    assert batches - world < -(-size // micro) <= batches, "no more rounds than are needed"
