@@ -83,29 +83,34 @@ def memory_per_process(
 ) -> Memory:
     """Return the memory of one process, by the formulas of the ZeRO paper (arXiv 1910.02054).
 
-    With P parameters, N processes: weights 4P bytes in fp32 and autocast, else 2P; gradients alike;
-    optimizer 8P (Adam's two moments), plus 4P of fp32 master weights in bf16 and fp16. Stage 1
-    divides the optimizer by N, stage 2 the gradients too, stage 3 the weights too.
-    Activations a layer of a micro-batch of b instances of length n, in elements (Korthikanti et al.
+    With P parameters, N processes: weights 4P bytes in fp32, 2P in bf16 and fp16, and in autocast
+    6P, of which 2P are the casts that the forward keeps for the backward; gradients 4P in fp32 and
+    autocast, else 2P; optimizer 8P (Adam's two moments), plus 4P of fp32 master weights in bf16 and
+    fp16. Stage 1 divides the optimizer by N, stage 2 the gradients too, stage 3 the weights too.
+    Activations that a layer keeps of a micro-batch of b instances of length n (Korthikanti et al.
     2022, arXiv 2205.05198, without the attention matrix, which SDPA does not keep on a GPU):
-    b·n·(11h + 2f) plus the masks of dropout (bytes); one layer's and b·n·h a layer with
-    checkpointing; and the masked logits, twice in fp32. An estimate: allocators and
-    communication buffers come on top (about 1 to 2 GB on a GPU).
+    b·n·(8h + 2f) elements (query, key, value, their result, the inputs and outputs of both norms;
+    the feed-forward part before and after its activation) and 2·b·n·h bytes of dropout masks.
+    With checkpointing one layer's, and b·n·h elements a layer. Then the masked logits, twice in
+    fp32. Under offload the optimizer is on the host, with the gradients in fp32.
+    An estimate: in bf16 and fp16 the gradients are there in fp32 too during the update (4P, divided
+    as the optimizer is), and allocators and communication buffers take another 1 to 2 GB on a GPU.
     """
-    weight_bytes = 4 if precision in ("fp32", "autocast") else 2
+    weight_bytes = {"fp32": 4, "autocast": 6}.get(precision, 2)
+    gradient_bytes = 4 if precision in ("fp32", "autocast") else 2
     master = 4 if precision in ("bf16", "fp16") else 0
     weights: float = weight_bytes * parameters / (processes if stage >= 3 else 1)
-    gradients = weight_bytes * parameters / (processes if stage >= 2 else 1)
+    gradients = gradient_bytes * parameters / (processes if stage >= 2 else 1)
     optimizer: float = (8 + master) * parameters / (processes if stage >= 1 else 1)
     host = 0.0
     if offload_optimizer:
-        host, optimizer = host + optimizer + gradients, 0.0
+        host, optimizer = host + optimizer + 4 * parameters / (processes if stage >= 1 else 1), 0.0
     if offload_parameters:
         host, weights = host + weights, 0.0
     tokens = micro_batch_size * length
     element = 4 if precision == "fp32" else 2
     hidden, inner = shape.hidden_size, shape.intermediate_size
-    layer = tokens * (element * (11 * hidden + 2 * inner) + 3 * hidden)
+    layer = tokens * (element * (8 * hidden + 2 * inner) + 2 * hidden)
     activations: float
     if checkpointing:
         activations = shape.layers * tokens * hidden * element + layer

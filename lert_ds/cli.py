@@ -5,6 +5,7 @@ is called, so `lert-ds --help` needs no heavy library.
 """
 
 import argparse
+import difflib
 import importlib
 import json
 import logging
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lert_ds import __version__, config, distributed
-from lert_ds.errors import UserError
+from lert_ds.errors import ConfigError, UserError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("lert_ds.prepare", "raw text to an annotated corpus folder"),
@@ -62,26 +63,42 @@ def _exit(code: int) -> None:
 def _run(argv: list[str]) -> None:
     # The launcher puts --local_rank=N before our arguments; the rank comes from the environment.
     argv = [word for word in argv if not word.startswith(("--local_rank", "--local-rank"))]
+    name = next((word for word in argv if not word.startswith("-")), None)
+    before = argv if name is None else argv[: argv.index(name)]
+    parser = _top_parser()
+    parser.parse_args(before)
+    if name is None:
+        parser.error("a COMMAND is needed")
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"{name}: no such command{hint}; there are {', '.join(COMMANDS)}")
+    module, summary = COMMANDS[name]
+    command = importlib.import_module(module)
+    own = argparse.ArgumentParser(
+        prog=f"lert-ds {name}",
+        description=summary[0].upper() + summary[1:] + ".",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(own)
+    # Intermixed: an option may stand between the configuration and an override.
+    command.run(own.parse_intermixed_args(argv[len(before) + 1 :]))
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="lert-ds",
+        usage="lert-ds [--help] [--version] COMMAND …",
         description="Train and compress Chinese LERT models.",
-        epilog="lert-ds COMMAND --help tells the keys of a command; many processes: "
-        "deepspeed [launcher flags] --module lert_ds COMMAND CONFIG [key.path=value …]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"commands:\n{listed}\n\nlert-ds COMMAND --help tells the keys of a command\n"
+        "many processes: deepspeed [launcher flags] --module lert_ds COMMAND CONFIG "
+        "[key.path=value …]",
     )
     parser.add_argument("--version", action="version", version=f"lert-ds {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    asked = next((word for word in argv if not word.startswith("-")), None)
-    for name, (module, summary) in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        if name == asked:
-            importlib.import_module(module).add_arguments(command)
-    arguments = parser.parse_intermixed_args(argv) if asked is None else parser.parse_args(argv)
-    importlib.import_module(COMMANDS[arguments.command][0]).run(arguments)
+    return parser
 
 
 def add_config_arguments(

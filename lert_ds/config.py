@@ -76,8 +76,7 @@ def parse(cls: type[C], tree: Mapping[str, Any], where: str) -> C:
         # Strict JSON: "1" is no number and 1 is no text, but text makes a path and a list a tuple.
         return cls.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
-        problems = [_problem(cls, problem) for problem in error.errors()]
-        raise ConfigError(f"{where}: " + "; ".join(problems)) from error
+        raise ConfigError(f"{where}: " + "; ".join(_problems(cls, tree, error))) from error
 
 
 def dump(config: Config) -> dict[str, Any]:
@@ -95,9 +94,8 @@ def describe(cls: type[Config]) -> str:
 
 def _fields(cls: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
     for name, field in cls.model_fields.items():
-        inner = _model_of(field)
-        if inner is not None:
-            yield from _fields(inner, f"{prefix}{name}.")
+        if inner := _models_of(field):
+            yield from _fields(inner[0], f"{prefix}{name}.")
             continue
         text = " ".join((field.description or "").split())
         yield f"{prefix}{name}", _show_default(field), text
@@ -126,20 +124,81 @@ def _override(tree: dict[str, Any], override: str) -> None:
     tree[leaf] = value
 
 
-def _problem(cls: type[BaseModel], problem: Any) -> str:
-    place, kind = problem["loc"], problem["type"]
-    # Where a union was tried, pydantic names the branch in `loc`; the key is what the user wrote.
-    key = ".".join(str(part) for part in place)
-    if kind == "extra_forbidden":
-        owner = _model_at(cls, place[:-1]) or cls
-        names = list(owner.model_fields)
-        near = _nearest(str(place[-1]), names)
-        return f"unknown key {key}{near or f' (there are: {chr(44).join(names)})'}"
-    if kind == "missing":
-        return f"{key} is missing"
-    if kind == "value_error":
-        return f"{key + ': ' if key else ''}{problem['ctx']['error']}"
-    return f"{key} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+_WORDS = {
+    "int_type": "a whole number is needed",
+    "int_from_float": "a whole number is needed",
+    "float_type": "a number is needed",
+    "bool_type": "true or false is needed",
+    "string_type": "text is needed",
+    "path_type": "a path is needed",
+    "list_type": "a list is needed",
+    "tuple_type": "a list is needed",
+    "dict_type": "a table is needed",
+    "model_type": "a table of keys is needed",
+}
+"""What pydantic says in the words of its JSON parser, in those of TOML."""
+
+
+def _problems(cls: type[BaseModel], tree: Mapping[str, Any], error: ValidationError) -> list[str]:
+    """Return a sentence a key; what the branches of a union say of one value is joined by "or"."""
+    values: dict[str, list[str]] = {}
+    others: list[str] = []
+    for problem in error.errors():
+        key, owner, inside = _locate(cls, tree, problem["loc"])
+        kind = problem["type"]
+        if kind == "extra_forbidden":
+            names = list(owner.model_fields) if owner is not None else []
+            near = _nearest(str(problem["loc"][-1]), names)
+            others.append(f"unknown key {key}" + (near or f" (there are: {', '.join(names)})"))
+        elif kind == "missing":
+            others.append(f"{key} is missing")
+        elif kind == "value_error":
+            others.append(_rule(key, inside, str(problem["ctx"]["error"])))
+        else:
+            text = _WORDS.get(kind) or problem["msg"][0].lower() + problem["msg"][1:]
+            told = values.setdefault(f"{key} = {problem['input']!r}: ", [])
+            told += [text] if text not in told else []
+    return list(dict.fromkeys(others)) + [
+        value + ", or ".join(texts) for value, texts in values.items()
+    ]
+
+
+def _rule(key: str, inside: type[BaseModel] | None, message: str) -> str:
+    """Return what a rule of the table `key` says; where it opens with a key, the key in full."""
+    if not key:
+        return message
+    opens_with_key = inside is not None and message.split()[0].strip(":,") in inside.model_fields
+    return f"{key}.{message}" if opens_with_key else f"{key}: {message}"
+
+
+def _locate(
+    cls: type[BaseModel], tree: Any, place: Sequence[int | str]
+) -> tuple[str, type[BaseModel] | None, type[BaseModel] | None]:
+    """Return the key that pydantic's `place` means, the table that has it, and the table it is.
+
+    Pydantic also names the branch of a union that it tried; the user wrote no such key.
+    """
+    parts: list[str] = []
+    owner: type[BaseModel] | None = None
+    models: list[type[BaseModel]] = [cls]
+    for part in place:
+        field = next((m.model_fields[str(part)] for m in models if part in m.model_fields), None)
+        written = isinstance(tree, list if isinstance(part, int) else Mapping)
+        written = written and (isinstance(part, int) or part in tree)
+        if field is None and not written:
+            models = [model for model in models if _is_branch(model, str(part))]
+            continue
+        parts.append(str(part))
+        owner = models[0] if models else None
+        models = models if field is None else _models_of(field)
+        tree = tree[part] if written else None
+    return ".".join(parts), owner, models[0] if models else None
+
+
+def _is_branch(model: type[BaseModel], name: str) -> bool:
+    """Return whether pydantic calls the branch `model` of a union `name`: by class or by tag."""
+    fields = model.model_fields.values()
+    return model.__name__ == name or any(name in typing.get_args(f.annotation) for f in fields)
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
@@ -147,18 +206,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def _model_at(cls: type[BaseModel], place: Sequence[int | str]) -> type[BaseModel] | None:
-    model: type[BaseModel] | None = cls
-    for part in place:
-        field = model.model_fields.get(str(part)) if model is not None else None
-        model = _model_of(field) if field is not None else None
-    return model
-
-
-def _model_of(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the configuration that a field nests, if it does."""
+def _models_of(field: FieldInfo) -> list[type[BaseModel]]:
+    """Return the configurations that a field nests: more than one where it is a union of them."""
     candidates = [field.annotation, *typing.get_args(field.annotation)]
-    for kind in candidates:
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None
+    return [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]

@@ -1,13 +1,16 @@
 """This process among the others: rank, world size, and sums over all of them.
 
 The `deepspeed` launcher, torchrun and Slurm all hand the ranks over in the environment.
+torch is imported where it is used: the command line asks for the rank before it knows whether a
+command needs torch, whose import takes seconds.
 """
 
 import os
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def rank() -> int:
@@ -35,20 +38,26 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def sum_over_ranks(tensor: Tensor) -> Tensor:
+def sum_over_ranks(tensor: "Tensor") -> "Tensor":
     """Return the sum of `tensor` over all processes, in one all-reduce."""
     if world_size() > 1:
+        import torch.distributed
+
         tensor = tensor.clone()
-        dist.all_reduce(tensor)
+        torch.distributed.all_reduce(tensor)
     return tensor
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool, device: "torch.device") -> bool:
     """Return whether `flag` is true on any process; all must call it."""
+    import torch
+
     return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item() > 0)
 
 
 def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:
-        dist.barrier()
+        import torch.distributed
+
+        torch.distributed.barrier()

@@ -1,6 +1,6 @@
 """The linguistic tasks of LERT and their tags, in the order of the released head weights.
 
-Source: `src/run_pretraining.py` of github.com/ymcui/LERT, whose README asks not to change the order.
+Source: `src/run_pretraining.py` of github.com/ymcui/LERT; its README asks not to change the order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,8 @@ TASKS: tuple[str, ...] = ("pos", "ner", "dep")
 
 LTP_TAGS: Mapping[str, tuple[str, ...]] = {
     "pos": tuple("n v wp u d a m p r ns c q nt nh nd j i b ni nz nl z k ws o h e %".split()),
-    "ner": tuple(
-        "O S-Ns S-Nh B-Ni E-Ni I-Ni S-Ni B-Ns E-Ns I-Ns B-Nh E-Nh I-Nh".split()  # Nh person, Ns place, Ni organisation
-    ),
+    # Nh person, Ns place, Ni organisation; S a single word, B first, I inner, E last.
+    "ner": tuple("O S-Ns S-Nh B-Ni E-Ni I-Ni S-Ni B-Ns E-Ns I-Ns B-Nh E-Nh I-Nh".split()),
     "dep": tuple("ATT WP ADV VOB SBV COO RAD HED POB CMP LAD FOB DBL IOB".split()),
 }
 """LTP's tag sets, the default of every corpus and model: 28 POS, 13 NER, 14 DEP."""

@@ -11,7 +11,6 @@ Self-contained (torch, transformers and its sibling `configuration_lert` only): 
 inside model folders, so that these load where this package is not installed.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +63,25 @@ class NoSelfAttention(BertSelfAttention):  # type: ignore[misc]
         return hidden_states[..., :0], hidden_states.new_zeros(batch, 0, length, length)
 
 
+class EmptyLinear(nn.Module):
+    """A linear layer without inputs or without outputs: its bias is what is left of it.
+
+    It has no parameter without elements, which ZeRO-3 cannot gather.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        assert not inputs or not outputs, (inputs, outputs)
+        self.in_features, self.out_features = inputs, outputs
+        self.bias = nn.Parameter(torch.zeros(outputs)) if outputs else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return [..., outputs] for [..., inputs]."""
+        if self.bias is None:
+            return features[..., :0]
+        return self.bias.expand(*features.shape[:-1], -1)
+
+
 def _shape_layer(layer: BertLayer, hidden_size: int, heads: int, intermediate_size: int) -> None:
     attention = layer.attention
     if heads != attention.self.num_attention_heads:
@@ -80,11 +98,8 @@ def _shape_layer(layer: BertLayer, hidden_size: int, heads: int, intermediate_si
         layer.output.dense = _linear(intermediate_size, hidden_size)
 
 
-def _linear(inputs: int, outputs: int) -> nn.Linear:
-    with warnings.catch_warnings():
-        # A layer whose heads or neurons are all pruned has weights without elements; torch warns.
-        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-        return nn.Linear(inputs, outputs)
+def _linear(inputs: int, outputs: int) -> nn.Module:
+    return nn.Linear(inputs, outputs) if inputs and outputs else EmptyLinear(inputs, outputs)
 
 
 class _Lert:
@@ -102,8 +117,8 @@ class _Lert:
 
         The row of [PAD] starts as any other, as in TensorFlow's BERT.
         """
-        if isinstance(module, nn.Linear | nn.Embedding):
-            if module.weight.numel():
+        if isinstance(module, nn.Linear | nn.Embedding | EmptyLinear):
+            if not isinstance(module, EmptyLinear):
                 deviation = self.config.initializer_range
                 init.trunc_normal_(module.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
             if getattr(module, "bias", None) is not None:
@@ -271,6 +286,7 @@ class LertForPreTraining(_Lert, BertForMaskedLM):  # type: ignore[misc]
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             position_ids=position_ids,
+            use_cache=False,  # an encoder has none; asked here, gradient checkpointing warns of it
             return_dict=True,
             **kwargs,
         )

@@ -15,10 +15,10 @@ from pydantic import model_validator
 from lert_ds import arithmetic, cli, distributed, model_dir, training
 from lert_ds.config import Config, dump
 from lert_ds.configuration_lert import LertConfig
-# from lert_ds.corpus.statistics import baselines
+
 from lert_ds.data.shards import Corpus
 from lert_ds.errors import ConfigError
-from lert_ds.files import sha256_of, write_json
+from lert_ds.files import write_json
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.pretraining_objective import LipConfig, PretrainingObjective
 from lert_ds.train.engine import join_processes, leave_processes
@@ -121,12 +121,13 @@ def run(arguments: argparse.Namespace) -> None:
         return
     join_processes()
     try:
-        _pretrain(config, corpora)
+        pretrain(config, corpora)
     finally:
         leave_processes()
 
 
-def _pretrain(config: PretrainRun, corpora: training.Corpora) -> None:
+def pretrain(config: PretrainRun, corpora: training.Corpora) -> None:
+    """Train and write the model folder; the processes are joined, and all must call it."""
     training.prepare_output(config)
     training.verify_corpora(corpora)
     model = _make_model(config, corpora.train)
@@ -169,9 +170,9 @@ def _make_model(config: PretrainRun, corpus: Corpus) -> LertForPreTraining:
     if config.init_from is None:
         model = LertForPreTraining(config.architecture.model_config_for(corpus, tasks))
     else:
-        tag_sets = {task: list(corpus.tag_sets[task]) for task in tasks}
+        tag_sets: dict[str, list[str]] = {task: list(corpus.tag_sets[task]) for task in tasks}
         model, _ = model_dir.load(config.init_from, LertForPreTraining, tag_sets=tag_sets)
-        _check_tokenizer(config.init_from, corpus)
+        model_dir.check_tokenizer(config.init_from, corpus.manifest.tokenizer_sha256)
     positions = model.config.max_position_embeddings
     if corpus.length > positions:
         raise ConfigError(
@@ -182,20 +183,6 @@ def _make_model(config: PretrainRun, corpus: Corpus) -> LertForPreTraining:
         # The reentrant kind drops gradients where a hidden state is used twice.
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
-
-
-def _check_tokenizer(init_from: str, corpus: Corpus) -> None:
-    vocabulary = model_dir.resolve(init_from) / "vocab.txt"
-    if vocabulary.is_file() and sha256_of(vocabulary) != corpus.manifest.tokenizer_sha256:
-        raise ConfigError(
-            f"init_from = {init_from}: its vocab.txt is not that of {corpus.folders[0]}; prepare "
-            f"the corpus with tokenizer={init_from}"
-        )
-
-
-def _count_parameters(config: LertConfig) -> int:
-    with torch.device("meta"):  # nothing is allocated
-        return sum(parameter.numel() for parameter in LertForPreTraining(config).parameters())
 
 
 def _shape(config: LertConfig) -> arithmetic.Shape:
@@ -209,8 +196,19 @@ def _shape(config: LertConfig) -> arithmetic.Shape:
 
 
 def _baselines(corpora: training.Corpora) -> dict[str, dict[str, float]]:
-    """Return what a model without context reaches on the held-out corpus."""
-    return {} if corpora.valid is None else {}
+    """Return what a model that sees no context could reach on the held-out corpus.
+
+    The unigram entropy is of its own tokens, so no unigram model does better.
+    """
+    if corpora.valid is None:
+        return {}
+    statistics = corpora.valid.manifest.statistics
+    majority = statistics.get("majority_tag_share", {})
+    found = {
+        "mlm/loss": {"unigram entropy": statistics.get("unigram_entropy_nats")},
+        **{f"{task}/accuracy": {"majority tag": share} for task, share in majority.items()},
+    }
+    return {name: lines for name, lines in found.items() if all(lines.values())}
 
 
 def _print_dry_run(config: PretrainRun, corpora: training.Corpora, processes: int | None) -> None:
@@ -219,7 +217,7 @@ def _print_dry_run(config: PretrainRun, corpora: training.Corpora, processes: in
         model_config = config.architecture.model_config_for(corpora.train, config.lip.tasks)
     else:
         model_config = model_dir.read_config(model_dir.resolve(config.init_from))
-    parameters = _count_parameters(model_config)
+    parameters = model_dir.count_parameters(model_config)
     numbers = training.work_out(
         config, _shape(model_config), parameters, corpora.train.length, processes
     )

@@ -166,7 +166,7 @@ def f1_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     def occurrences(of: Tensor, where: Tensor) -> Tensor:
         return torch.bincount(torch.where(where, of, classes), minlength=classes + 1)[:classes]
 
-    hits = occurrences(labels, known & (predicted == labels))
+    hits = occurrences(labels, predicted == labels)
     return torch.stack(
         [2 * hits, occurrences(predicted, known) + occurrences(labels, known)], dim=-1
     ).float()

@@ -33,6 +33,8 @@ def summarize(run: Run) -> dict[str, Any]:
     """
     train = {name: kinds["train"] for name, kinds in run.metrics.curves.items() if "train" in kinds}
     started = _utc(run.metrics.started)
+    given = _first_of(run, "versions", dict) or {}
+    versions = {str(name): str(value) for name, value in given.items()}
     return {
         "name": run.name,
         "folder": str(run.folder),
@@ -48,9 +50,9 @@ def summarize(run: Run) -> dict[str, Any]:
         "mfu": _median(train.get("mfu")),
         "memory_gib": float(train["memory_gib"].values.max()) if "memory_gib" in train else None,
         "skipped_steps": _last_of(train.get("skipped_steps")),
-        "parameters": _first_of(run, ("parameters", "parameter_count", "num_parameters"), int),
-        "git_commit": _first_of(run, ("git_commit", "commit", "git"), str),
-        "versions": _first_of(run, ("versions",), dict) or {},
+        "parameters": _first_of(run, "parameters", int),
+        "git_commit": versions.pop("commit", None) or _first_of(run, "git_commit", str),
+        "versions": versions,
         "metrics": {
             metric: {kind: _final_and_best(metric, curve) for kind, curve in kinds.items()}
             for metric, kinds in run.metrics.curves.items()
@@ -141,18 +143,12 @@ def _at(tree: Mapping[str, Any], *keys: str) -> Any:
     return found
 
 
-def _first_of(run: Run, names: Sequence[str], kind: type) -> Any:
-    """Return the first value of that kind, in the result's record, the summary or the config."""
-    for tree in (run.origin, run.summary, run.config):
-        for name in names:
-            value = tree.get(name)
-            if isinstance(value, kind) and not isinstance(value, bool):
-                return value
-            # A record may nest its facts: {"git": {"commit": …}}.
-            if isinstance(value, dict):
-                inner = value.get("commit", value.get("total"))
-                if isinstance(inner, kind):
-                    return inner
+def _first_of(run: Run, name: str, kind: type) -> Any:
+    """Return `name` from the result's record or else the summary, where it is of that kind."""
+    for tree in (run.origin, run.summary):
+        value = tree.get(name)
+        if isinstance(value, kind) and not isinstance(value, bool):
+            return value
     return None
 
 

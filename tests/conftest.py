@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # One thread a process: tests start several, and threads that wait for a core cost more than they
@@ -21,16 +22,17 @@ SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 
 
 def write_tiny_corpus(folder: Path, *, instances: int, seed: int, length: int = 32) -> Path:
-    """Write a corpus of 40 characters in which each follows from the one before it.
+    """Write a corpus of two texts, repeated: what stands at a place tells which, and so the rest.
 
-    Words are of one or two tokens; a word's tags follow from its first token. So a model of any
-    size learns all of it within a hundred steps.
+    Words are of one or two tokens; tags follow from the token. A model of any size learns it soon.
     """
     generator = np.random.default_rng(seed)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + [chr(0x4E00 + i) for i in range(40)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + [
+        chr(0x4E00 + i) for i in range(40)
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", "utf-8")
-    first = generator.integers(0, 40, size=(instances, 1))
+    first = generator.integers(0, 2, size=(instances, 1))
     ids = 5 + (first + 7 * np.arange(length)) % 40
     ids[:, 0], ids[:, -1] = SPECIAL["cls"], SPECIAL["sep"]
     starts = np.ones((instances, length), dtype=np.bool_)
@@ -63,6 +65,16 @@ def write_tiny_corpus(folder: Path, *, instances: int, seed: int, length: int = 
         ),
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def process_group() -> Iterator[None]:
+    """A process group of one; DeepSpeed cannot join a second one after it has left the first."""
+    from lert_ds.train.engine import join_processes, leave_processes
+
+    join_processes()
+    yield
+    leave_processes()
 
 
 @pytest.fixture(scope="session")

@@ -165,12 +165,30 @@ def collect_tag_sets(config: AnnotatorConfig, texts: Iterable[str]) -> dict[str,
     Raises:
         CorpusError: the text is malformed, or a task has more tags than a corpus can hold.
     """
+    return rank_tags(config, count_tags(config, texts))
+
+
+def count_tags(config: AnnotatorConfig, texts: Iterable[str]) -> dict[str, Counter[str]]:
+    """Return how often each tag of every task stands in annotated documents.
+
+    Raises:
+        CorpusError: the text is malformed.
+    """
     annotator = ANNOTATORS[config.kind](config, {})
     found: dict[str, Counter[str]] = {task: Counter() for task in TASKS}
     for text in texts:
         for sentence in annotator.annotate((0, item) for item in annotator.sentences(text)):
             for task in TASKS:
                 found[task].update(tag for tag in getattr(sentence, task) or () if tag is not None)
+    return found
+
+
+def rank_tags(config: AnnotatorConfig, found: Mapping[str, Counter[str]]) -> dict[str, list[str]]:
+    """Return the counted tags of every task, the commonest first, ties by name.
+
+    Raises:
+        CorpusError: a task has more tags than a corpus can hold.
+    """
     for task, tags in found.items():
         if len(tags) > IGNORE_INDEX:
             raise CorpusError(

@@ -26,7 +26,7 @@ _BYTES_A_TOKEN = sum(np.dtype(dtype).itemsize for dtype in ARRAYS.values())
 
 
 class Packer:
-    """Packs documents, one after the other, into shards `<name>-000`, `<name>-001`, … of a folder."""
+    """Packs documents, one after the other, into the shards NAME-000, NAME-001, … of a folder."""
 
     def __init__(
         self,

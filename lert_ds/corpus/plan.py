@@ -1,8 +1,8 @@
 """Input files to an ordered list of splits, one a task, that depends on nothing but the input.
 
-The number of a split is the number of its task and the beginning of its shards' names, and in every
-stage the first split comes first: so the corpus is the same bytes for any number of workers, and
-after any interruption. A file is cut at a border of documents near every multiple of the split size.
+The number of a split is the number of its task and the beginning of its shards' names, and in
+every stage the first split comes first: so the corpus is the same bytes for any number of workers,
+and after any interruption. A file is cut at borders of documents, about every `split_megabytes`.
 """
 
 import json
@@ -16,7 +16,8 @@ from typing import IO, Any
 import orjson
 
 from lert_ds import __version__
-from lert_ds.corpus.read import ReadOptions, Split
+from lert_ds.corpus.lines import Split
+from lert_ds.corpus.read import ReadOptions
 from lert_ds.corpus.settings import PrepareConfig
 from lert_ds.corpus.sources import find_files, open_bytes, open_table, suffixes_of
 from lert_ds.errors import ConfigError

@@ -6,8 +6,8 @@
     parsed.conllu   documents begin at "# newdoc"; where a file has none, each sentence is one
     annotated.jsonl annotated sentences; consecutive lines of one `doc` are a document
 
-Each may be plain, .gz or .zst. A document's number is a hash of its text, so that what depends on it
-(the held-out share) depends neither on the order of the files nor on who reads them.
+Each may be plain, .gz or .zst. A document's number is a hash of its text, so that what depends on
+it (the held-out share) depends neither on the order of the files nor on who reads them.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import orjson
 
-from lert_ds.corpus.sources import count_line_ends, open_bytes, read_table
-from lert_ds.errors import CorpusError
+from lert_ds.corpus.lines import LINE_ENDS, LineReader, Split
+from lert_ds.corpus.sources import read_table, suffixes_of
 
 _LONGEST_PARAGRAPH_BYTES = 8_000_000
 """A longer line of plain text is cut, which bounds memory: 8 MB are 2.7 million Han characters."""
@@ -29,27 +29,6 @@ _LONGEST_RECORD_BYTES = 256_000_000
 _HASHED = 1 << 52
 """Numbers of documents from here on are hashes; they stay exact in a double, as JSON's are."""
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
-_LINE_ENDS = re.compile("\r\n?|\n")
-_MARKS = "。！？!?；;"
-
-
-@dataclass(frozen=True)
-class Split:
-    """A part of a file that one task reads: it begins and ends at borders of documents."""
-
-    path: str
-    format: str
-    """txt, jsonl, parquet, conllu or annotated."""
-    compression: str
-    """gz, zst, or nothing."""
-    start: int
-    """First byte, or first row group."""
-    end: int
-    """Byte or row group after the last; -1 reads to the end."""
-    bytes: int
-    """Size on disk, for the plan and its estimates."""
-    marked: bool = False
-    """CoNLL-U: whether the file marks its documents."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +50,15 @@ class Document(NamedTuple):
     number: int
     """Its identity: a hash of its text."""
     text: str
+    line: int
+    """Line of the split at which it begins, from 1; row of the file for a table."""
 
 
-class _Line(NamedTuple):
+class _Text(NamedTuple):
     text: str
-    number: int
-    """Line of the split, from 1."""
-    cut: bool = False
-    """The line goes on in the next piece."""
+    number: int = -1
+    """-1: to be hashed."""
+    line: int = 1
 
 
 def read_documents(split: Split, options: ReadOptions, counts: Counter[str]) -> Iterator[Document]:
@@ -96,15 +76,15 @@ def read_documents(split: Split, options: ReadOptions, counts: Counter[str]) -> 
         "annotated": reader.annotated,
     }[split.format]()
     previous = -1
-    for text, number in texts:
+    for text, given, line in texts:
         if not text or text.isspace():
             counts["document without text"] += 1
             continue
-        number = number if number >= _HASHED else number_of(text)
+        number = given if _HASHED <= given < 2 * _HASHED else number_of(text)
         if number == previous:
             number ^= 1  # a copy right after the original is still another document
         previous = number
-        yield Document(number, text)
+        yield Document(number, text, line)
 
 
 def number_of(text: str) -> int:
@@ -115,24 +95,27 @@ def number_of(text: str) -> int:
 
 def share_of(number: int) -> float:
     """Return where in [0, 1) the hash of a document's number lies; its last bit has no part."""
-    if number < _HASHED:
-        number = number_of(str(number))
+    assert number >= _HASHED, number
     return ((number ^ _HASHED) >> 1) / (_HASHED >> 1)
 
 
-class _Reader:
-    """Reads one split; every method yields (text, number) of documents, number -1 to be hashed."""
+class _Reader(LineReader):
+    """Reads one split; every public method yields the documents of one format."""
 
     def __init__(self, split: Split, options: ReadOptions, counts: Counter[str]) -> None:
-        self.split, self.options, self.counts = split, options, counts
+        super().__init__(split, options.drop_bad_text, counts)
+        self.options = options
+        # An annotated character takes some 50 characters of CoNLL-U or JSON.
+        self._most_annotated = 50 * options.document_characters
 
-    def plain(self) -> Iterator[tuple[str, int]]:
+    def plain(self) -> Iterator[_Text]:
         paragraphs: list[str] = []
-        characters = 0
-        for line in self._lines(_LONGEST_PARAGRAPH_BYTES, cut=True):
+        characters, first = 0, 1
+        for line in self.lines(_LONGEST_PARAGRAPH_BYTES, cut=True):
             text = self._clean(line.text)
             blank = not text or text.isspace()
             if not blank:
+                first = first if paragraphs else line.number
                 paragraphs.append(text)
                 characters += len(text)
             ended = blank or (self.options.documents == "lines" and not line.cut)
@@ -140,20 +123,20 @@ class _Reader:
             if paragraphs and (ended or too_long):
                 if not ended:
                     self.counts["long document cut at a line end"] += 1
-                yield "\n".join(paragraphs), -1
+                yield _Text("\n".join(paragraphs), line=first)
                 paragraphs, characters = [], 0
         if paragraphs:
-            yield "\n".join(paragraphs), -1
+            yield _Text("\n".join(paragraphs), line=first)
 
-    def json_lines(self) -> Iterator[tuple[str, int]]:
+    def json_lines(self) -> Iterator[_Text]:
         key = self.options.text_key
-        for line in self._lines(_LONGEST_RECORD_BYTES):
+        for line in self.lines(_LONGEST_RECORD_BYTES):
             if not line.text or line.text.isspace():
                 continue
             try:
                 record = orjson.loads(line.text)
             except orjson.JSONDecodeError as error:
-                self._bad(line.number, f"not valid JSON ({error})", "line dropped: not JSON")
+                self.bad(line.number, f"not valid JSON ({error})", "line dropped: not JSON")
                 continue
             if not isinstance(record, dict) or not isinstance(record.get(key), str):
                 has = (
@@ -162,79 +145,75 @@ class _Reader:
                 problem = (
                     f"no text under the key {key!r} (there is: {has}); set text_key to the key"
                 )
-                self._bad(line.number, problem, "line dropped: no text")
+                self.bad(line.number, problem, "line dropped: no text")
                 continue
-            yield from self._parts(record[key])
+            yield from self._parts(record[key], line.number)
 
-    def table(self) -> Iterator[tuple[str, int]]:
+    def table(self) -> Iterator[_Text]:
         key = self.options.text_key
         for number, record in read_table(self.split, [key]):
             if not isinstance(record[key], str):
-                self._bad(number, f"no text in the column {key!r}", "row dropped: no text", "row ")
+                self.bad(number, f"no text in the column {key!r}", "row dropped: no text")
                 continue
-            yield from self._parts(record[key])
+            yield from self._parts(record[key], number)
 
-    def conllu(self) -> Iterator[tuple[str, int]]:
-        blocks: list[str] = []
-        for block, opens in self._conllu_blocks():
-            if blocks and (opens or not self.split.marked):
-                yield "\n\n".join(blocks), -1
-                blocks = []
-            blocks.append(block)
-        if blocks:
-            yield "\n\n".join(blocks), -1
-
-    def annotated(self) -> Iterator[tuple[str, int]]:
+    def conllu(self) -> Iterator[_Text]:
         lines: list[str] = []
-        present: int | None = None
-        for line, doc in self._annotated_lines():
-            if lines and doc != present:
-                yield "\n".join(lines), present if present is not None else -1
-                lines = []
+        first, characters, has_words = 1, 0, False
+        for line in self.lines(_LONGEST_RECORD_BYTES):
+            blank = not line.text or line.text.isspace()
+            if blank:
+                ends = not self.split.marked or characters >= self._most_annotated
+            else:
+                ends = line.text.startswith("# newdoc")
+            if ends and has_words:
+                yield _Text("\n".join(lines), line=first)
+                lines, first, characters, has_words = [], line.number, 0, False
+            has_words |= not blank and not line.text.startswith("#")
+            lines.append(line.text)
+            characters += len(line.text)
+        if has_words:
+            yield _Text("\n".join(lines), line=first)
+
+    def annotated(self) -> Iterator[_Text]:
+        lines: list[str] = []
+        first, characters, present = 1, 0, 0
+        for line, number, doc in self._annotated_lines():
+            if lines and (doc != present or characters >= self._most_annotated):
+                yield _Text("\n".join(lines), present, first)
+                lines, characters = [], 0
+            if not lines:
+                first = number
             present = doc
             lines.append(line)
+            characters += len(line)
         if lines:
-            yield "\n".join(lines), present if present is not None else -1
+            yield _Text("\n".join(lines), present, first)
 
-    def _conllu_blocks(self) -> Iterator[tuple[str, bool]]:
-        """Yield each sentence's lines, and whether a document begins with it."""
-        lines: list[str] = []
-        opens = False
-        for line in self._lines(_LONGEST_RECORD_BYTES):
-            if line.text.strip():
-                opens |= line.text.startswith("# newdoc")
-                lines.append(line.text)
-            elif lines:
-                yield "\n".join(lines), opens
-                lines, opens = [], False
-        if lines:
-            yield "\n".join(lines), opens
-
-    def _annotated_lines(self) -> Iterator[tuple[str, int]]:
-        if Path(self.split.path).suffix == ".parquet" or ".parquet." in self.split.path:
-            for _, record in read_table(self.split, None):
+    def _annotated_lines(self) -> Iterator[tuple[str, int, int]]:
+        """Yield each sentence's JSON, its line or row, and its document."""
+        if suffixes_of(Path(self.split.path))[0] == "parquet":
+            for row, record in read_table(self.split, None):
                 doc = record.get("doc")
-                yield orjson.dumps(record).decode("utf-8"), doc if isinstance(doc, int) else 0
+                yield orjson.dumps(record).decode("utf-8"), row, doc if isinstance(doc, int) else 0
             return
-        for line in self._lines(_LONGEST_RECORD_BYTES):
+        for line in self.lines(_LONGEST_RECORD_BYTES):
             if not line.text or line.text.isspace():
                 continue
             try:
-                record = orjson.loads(line.text)
-                doc = int(record.get("doc", 0))
+                doc = int(orjson.loads(line.text).get("doc", 0))
             except (orjson.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
-                self._bad(
-                    line.number, f"not an annotated sentence ({error})", "line dropped: not JSON"
-                )
+                problem = f"not an annotated sentence ({error})"
+                self.bad(line.number, problem, "line dropped: not JSON")
                 continue
-            yield line.text, doc
+            yield line.text, line.number, doc
 
-    def _parts(self, text: str) -> Iterator[tuple[str, int]]:
+    def _parts(self, text: str, line: int) -> Iterator[_Text]:
         """Yield the text of a record, in parts cut at line ends where it is too long."""
         limit = self.options.document_characters
-        text = self._clean(_LINE_ENDS.sub("\n", text) if "\r" in text else text)
+        text = self._clean(LINE_ENDS.sub("\n", text) if "\r" in text else text)
         if len(text) <= limit:
-            yield text, -1
+            yield _Text(text, line=line)
             return
         start = 0
         while start < len(text):
@@ -242,7 +221,7 @@ class _Reader:
             if end >= 0:
                 self.counts["long document cut at a line end"] += 1
             end = len(text) if end < 0 else end + 1
-            yield text[start:end], -1
+            yield _Text(text[start:end], line=line)
             start = end
 
     def _clean(self, text: str) -> str:
@@ -251,85 +230,3 @@ class _Reader:
         if stripped:
             self.counts["control character stripped"] += stripped
         return cleaned
-
-    def _lines(self, limit: int, cut: bool = False) -> Iterator[_Line]:
-        """Yield the lines of the split without their ends.
-
-        Args:
-            limit: bytes of the longest line.
-            cut: cut longer lines; otherwise they are refused.
-        """
-        number = 1
-        for raw, continued in self._raw_lines(limit, cut):
-            if number == 1 and self.split.start == 0 and raw.startswith(b"\xef\xbb\xbf"):
-                raw = raw[3:]
-            text = self._decode(raw, number)
-            if text is not None:
-                pieces = _LINE_ENDS.split(text) if "\r" in text else [text]
-                for piece in pieces[:-1]:  # carriage returns alone, as of old
-                    yield _Line(piece, number)
-                yield _Line(pieces[-1], number, continued)
-            number += not continued
-
-    def _raw_lines(self, limit: int, cut: bool) -> Iterator[tuple[bytes, bool]]:
-        """Yield the bytes of each line or piece of one, and whether the line goes on."""
-        left = self.split.end - self.split.start if self.split.end >= 0 else None
-        rest = b""
-        number = 1
-        with open_bytes(self.split) as file:
-            while left is None or left > 0:
-                raw = file.readline(limit if left is None else min(limit, left))
-                if not raw:
-                    break
-                if left is not None:
-                    left -= len(raw)
-                raw = rest + raw
-                rest = b""
-                whole = raw.endswith(b"\n")
-                if not whole and len(raw) >= limit:
-                    if not cut:
-                        problem = f"a line of more than {limit // 1_000_000} MB"
-                        raise CorpusError(f"{self._where(number)}: {problem}; break it up")
-                    raw, rest = _cut_line(raw)
-                    self.counts["long line cut"] += 1
-                    yield raw, True
-                    continue
-                number += 1
-                yield raw.rstrip(b"\r\n"), False
-        if rest:
-            yield rest, False
-
-    def _decode(self, raw: bytes, number: int) -> str | None:
-        if b"\0" in raw:
-            problem = "a NUL byte, so it is binary or UTF-16; give UTF-8 text"
-            self._bad(number, problem, "line dropped: binary")
-            return None
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            problem = f"byte 0x{raw[error.start]:02x} at {error.start + 1} of the line is not UTF-8"
-            self._bad(number, problem, "line dropped: not UTF-8")
-            return None
-
-    def _bad(self, number: int, problem: str, reason: str, unit: str = "") -> None:
-        if self.options.drop_bad_text:
-            self.counts[reason] += 1
-            return
-        advice = 'mend it, or say on_bad_text="drop"'
-        raise CorpusError(f"{self._where(number, unit)}: {problem}; {advice}")
-
-    def _where(self, number: int, unit: str = "") -> str:
-        if not unit and self.split.start:
-            number += count_line_ends(self.split.path, self.split.start)
-        return f"{self.split.path}:{unit}{number}"
-
-
-def _cut_line(raw: bytes) -> tuple[bytes, bytes]:
-    """Return the two parts of a line, cut after its last mark, else between two characters."""
-    end = max(raw.rfind(mark.encode("utf-8")) + len(mark.encode("utf-8")) for mark in _MARKS)
-    if end < len(raw) // 2:
-        end = len(raw)
-        while end > len(raw) - 4 and raw[end - 1] & 0xC0 == 0x80:
-            end -= 1
-        end -= raw[end - 1] >= 0xC0  # the first byte of a character that may be incomplete
-    return raw[:end], raw[end:]

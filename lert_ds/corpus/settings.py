@@ -21,7 +21,7 @@ class ExecutorConfig(Config):
     """Where the tasks run."""
 
     kind: Literal["local", "slurm", "ray"] = "local"
-    """local: processes of this machine; slurm: job arrays, submitted and left; ray: a Ray cluster."""
+    """local: processes of this machine; slurm: job arrays, submitted and left; ray: its cluster."""
     workers: int = Field(0, ge=0)
     """Tasks at a time; 0: one a processor core here, no limit on a cluster."""
     partition: str = ""
@@ -34,13 +34,15 @@ class ExecutorConfig(Config):
     """Memory a core; a task stays below 1 GB, beside what the annotator's model takes."""
     gpus_per_task: int = Field(0, ge=0)
     """GPUs of a task on a cluster; only the annotator uses them."""
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
     """More arguments for datatrove's executor, such as env_command or sbatch_args."""
 
     @model_validator(mode="after")
     def _check(self) -> "ExecutorConfig":
         if self.kind == "slurm" and not self.partition:
-            raise ValueError('partition is missing; kind = "slurm" needs the partition to submit to')
+            raise ValueError(
+                'partition is missing; kind = "slurm" needs the partition to submit to'
+            )
         return self
 
     def tasks_at_once(self, tasks: int) -> int:
@@ -68,7 +70,7 @@ class PrepareConfig(Config):
     on_bad_text: Literal["refuse", "drop"] = "refuse"
     """Lines that are not UTF-8, not JSON or without text: stop, or drop and count them."""
     filters: tuple[dict[str, Any], ...] = ()
-    """datatrove's document filters, in order: [{name = "GopherQualityFilter", min_doc_words = 20}]."""
+    """datatrove's document filters, in order: {name = "GopherQualityFilter", min_doc_words = 9}."""
     deduplicate: Literal["none", "exact"] = "none"
     """exact: of sentences that are the same but for white space only the first is kept."""
 
@@ -92,7 +94,7 @@ class PrepareConfig(Config):
     """Share of the documents kept apart for evaluation, in OUTPUT/held_out."""
 
     split_megabytes: float = Field(32.0, gt=0)
-    """Most of a file that one task reads; small inputs are cut finer, so that all cores have work."""
+    """Most of a file that one task reads; small inputs are cut finer, so all cores have work."""
     executor: ExecutorConfig = ExecutorConfig()
     """Where the tasks run."""
 

@@ -51,8 +51,7 @@ def suffixes_of(path: Path) -> tuple[str, str]:
 
 
 def find_files(inputs: Sequence[Path], formats: Sequence[str]) -> tuple[list[Path], int]:
-    """Return the files that `inputs` name, in order and each once, and how many empty ones are left
-    out.
+    """Return the files that `inputs` name, each once, and how many empty ones are left out.
 
     Args:
         inputs: files, folders (searched through and through), globs, `samples:NAME`.
@@ -131,8 +130,8 @@ def open_bytes(place: Place) -> Iterator[IO[bytes]]:
         with contextlib.ExitStack() as stack:
             file: IO[bytes]
             if place.compression == "gz":
-                file = stack.enter_context(gzip.open(place.path, "rb"))
-                file = io.BufferedReader(cast(io.RawIOBase, file), _BUFFER_BYTES)
+                unpacked = stack.enter_context(gzip.open(place.path, "rb"))
+                file = io.BufferedReader(cast(io.RawIOBase, unpacked), _BUFFER_BYTES)
             elif place.compression == "zst":
                 # Arrow's reader, for it tells a truncated stream; zstandard's ends without a word.
                 source = stack.enter_context(pyarrow.OSFile(place.path))

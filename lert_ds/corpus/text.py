@@ -34,12 +34,14 @@ _NO_SENTENCE = re.compile(
     r"(?:(?<![A-Za-z0-9])[A-Za-z]|\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|cf|No|Nos|Fig|Figs|Eq|Vol|pp|"
     r"ed|eds|al|Inc|Ltd|Co|Corp|approx|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec))\Z"
 )
-_LIST_NUMBER = re.compile(r"\s*[(（\[]?[0-9A-Za-z]{1,3}\Z")
+_LIST_NUMBER = re.compile(r"\s*[(（\[]?(?:[0-9]{1,3}|[A-Za-z])\Z")
 _LONGEST_ABBREVIATION = 8
 
 _COMMA = re.compile(rf"(?:[，、：﹐､]|[,:](?=\s|[^\x00-\x7f]))[{_CLOSERS}]*+")
 _SPACE = re.compile(r"\s")
 _LATIN_WORD = re.compile(rf"(?:(?![{_CJK}])[\w.,'’@/:%-])*+")
+
+_PLAIN_WORD = re.compile(rf"[{_CJK}]|(?:(?![{_CJK}])\w)+|\S")
 
 _BLANK = (
     r"\s\x00-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f"
@@ -99,6 +101,14 @@ def locate_words(text: str, words: Sequence[str]) -> list[tuple[int, int]] | Non
         at = start + len(word)
         spans.append((start, at))
     return spans if is_blank(text[at:]) else None
+
+
+def plain_words(text: str) -> list[str]:
+    """Return words that need no analysis; only blank characters lie between them.
+
+    They are every Han character, every run of other letters and digits, every other mark.
+    """
+    return [word for word in _PLAIN_WORD.findall(text) if not is_blank(word)]
 
 
 def _sentence_ends(text: str) -> Iterator[int]:

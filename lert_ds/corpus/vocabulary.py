@@ -244,7 +244,7 @@ def _make(pieces: list[str], flags: dict[str, Any], where: str) -> Vocabulary:
         raise ModelError(f"tokenizer = {where}: the piece {repeated!r} stands there twice")
     if len(pieces) > _LARGEST:
         raise ModelError(
-            f"tokenizer = {where}: {len(pieces):,} pieces, but a corpus stores ids up to {_LARGEST:,}"
+            f"tokenizer = {where}: {len(pieces):,} pieces, a corpus holds {_LARGEST:,} at most"
         )
     flags = {
         "clean_text": True,

@@ -64,8 +64,7 @@ def shuffled(positions: npt.ArrayLike, size: int, seed: int) -> Samples:
     places = np.atleast_1d(np.asarray(positions, dtype=np.uint64))
     epochs, values = np.divmod(places, np.uint64(size))
     keys = _hash(_hash(np.array([seed], dtype=np.uint64)) + epochs)
-    # Halves of 1 bit or more: the smallest network permutes [0, 4).
-    bits = max(2, (size - 1).bit_length())
+    bits = (size - 1).bit_length()
     values = _permute(values, keys, bits)
     while len(outside := np.flatnonzero(values >= size)):
         values[outside] = _permute(values[outside], keys[outside], bits)

@@ -50,6 +50,9 @@ ACCEPTED = frozenset(
 )
 """Top-level keys that DeepSpeed 0.19 reads and this trainer allows; DeepSpeed ignores any other."""
 
+AUTOCAST = frozenset({"enabled", "dtype", "lower_precision_safe_modules"})
+"""The keys of torch_autocast; DeepSpeed ignores any other, and trains in fp32 then."""
+
 ELSEWHERE = {
     "optimizer": "the optimizer is set in the run's configuration, under optimizer",
     "scheduler": "the learning rate is set in the run's configuration, under schedule",
@@ -87,8 +90,8 @@ def resolve(path: Path, owned: Mapping[str, float | int]) -> dict[str, Any]:
     """
     path = find(path)
     try:
-        tree = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        tree = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_doubles)
+    except ValueError as error:  # JSON, UTF-8, or a key twice
         raise ConfigError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a JSON object is needed, with keys like zero_optimization")
@@ -98,7 +101,7 @@ def resolve(path: Path, owned: Mapping[str, float | int]) -> dict[str, Any]:
         written = tree.get(key, "auto")
         if written not in ("auto", value):
             raise ConfigError(
-                f'{path}: {key} is {written} but the run says {value:g}; write "auto" there, '
+                f'{path}: {key} is {json.dumps(written)} but the run says {value}; write "auto" there, '
                 "the run's configuration owns this number"
             )
         tree[key] = value
@@ -131,8 +134,8 @@ def offloads_parameters(tree: Mapping[str, Any]) -> bool:
 
 
 def _offloads(tree: Mapping[str, Any], key: str) -> bool:
-    device = tree.get("zero_optimization", {}).get(key, {}).get("device", "none")
-    return bool(device != "none")
+    section = tree.get("zero_optimization", {}).get(key) or {}
+    return bool(section.get("device", "none") != "none")
 
 
 def _check_key(path: Path, key: str) -> None:
@@ -141,7 +144,8 @@ def _check_key(path: Path, key: str) -> None:
     if key not in ACCEPTED:
         near = difflib.get_close_matches(key, ACCEPTED, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(ACCEPTED))}"
-        raise ConfigError(f"{path}: unknown key {key}, which DeepSpeed would ignore; {hint}")
+        # DeepSpeed passes over a misspelt key in silence: "zero_optimisation" would run at stage 0.
+        raise ConfigError(f"{path}: unknown key {key}; {hint}")
 
 
 def _check_rest(path: Path, tree: Mapping[str, Any]) -> None:
@@ -151,13 +155,40 @@ def _check_rest(path: Path, tree: Mapping[str, Any]) -> None:
             f'{path}: {", ".join(leftover)} = "auto": the run fills only '
             f"{', '.join(OWNED_BY_THE_RUN)}; write a value"
         )
-    zero = tree.get("zero_optimization", {})
-    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
-        raise ConfigError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3")
-    sections = ("bf16", "fp16", "torch_autocast")
-    on = [name for name in sections if tree.get(name, {}).get("enabled", False)]
+    sections = ("bf16", "fp16", "torch_autocast", "zero_optimization")
+    for name in sections:
+        if not isinstance(tree.get(name, {}), dict):
+            raise ConfigError(f"{path}: {name} = {json.dumps(tree[name])}: an object is needed")
+    autocast = tree.get("torch_autocast", {})
+    for key in autocast.keys() - AUTOCAST:  # the other sections DeepSpeed checks itself
+        raise ConfigError(
+            f"{path}: unknown key torch_autocast.{key}; known keys: {', '.join(sorted(AUTOCAST))}"
+        )
+    if (written := tree.get("zero_optimization", {}).get("stage", 0)) not in (0, 1, 2, 3):
+        raise ConfigError(
+            f"{path}: zero_optimization.stage = {json.dumps(written)}: must be 0, 1, 2 or 3"
+        )
+    for offloads, name, lowest in (
+        (offloads_optimizer, "offload_optimizer", 1),
+        (offloads_parameters, "offload_param", 3),
+    ):
+        if offloads(tree) and stage(tree) < lowest:
+            raise ConfigError(
+                f"{path}: zero_optimization.{name} needs stage {lowest} or higher, "
+                f"the stage is {stage(tree)}"
+            )
+    on = [name for name in sections[:3] if tree.get(name, {}).get("enabled", False)]
     if len(on) > 1:
         raise ConfigError(f"{path}: {' and '.join(on)} are both enabled; keep one")
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        keys = [key for key, _ in pairs]
+        double = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {double} is there twice")
+    return tree
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:

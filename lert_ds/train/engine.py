@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lert_ds import distributed
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 class NonFiniteError(RuntimeError):
     """The loss or a gradient is not a finite number; raised before the optimizer uses it."""
+
+
+_NON_FINITE_GRADIENT = "a gradient is inf or nan"
 
 
 def join_processes() -> None:
@@ -92,6 +96,11 @@ class Engine:
             self._engine, *_ = deepspeed.initialize(model=objective, optimizer=basic, config=tree)
         except deepspeed.DeepSpeedConfigError as error:
             raise ConfigError(f"DeepSpeed refuses the configuration: {error}") from error
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()]
+            raise ConfigError(
+                f"DeepSpeed refuses a key of the configuration: {'; '.join(problems)}"
+            ) from error
         if self.stage == 0:
             # In bf16 and fp16 DeepSpeed 0.19 takes one stray step on zero gradients here. The rate
             # is 0 until the trainer sets it, so no weight moves; this clears what Adam remembers.
@@ -115,7 +124,11 @@ class Engine:
         Raises:
             NonFiniteError: a gradient is inf or nan (not in fp16, where the loss scaler skips).
         """
+        skipped = self._engine.skipped_steps
         self._engine.step()
+        if self._engine.skipped_steps > skipped and self.precision != "fp16":
+            # ZeRO skips such an update with a warning, at every step from then on.
+            raise NonFiniteError(_NON_FINITE_GRADIENT)
 
     def at_boundary(self) -> bool:
         """Return whether the next `step` updates the weights."""
@@ -243,4 +256,4 @@ def _refuse_non_finite_gradients(
         return
     norms = torch._foreach_norm(gradients)
     if not bool(torch.isfinite(torch.stack([norm.float() for norm in norms]).sum())):
-        raise NonFiniteError("a gradient is inf or nan; the weights are as before this step")
+        raise NonFiniteError(_NON_FINITE_GRADIENT)

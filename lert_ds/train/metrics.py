@@ -57,3 +57,22 @@ def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
     """Append one record as a line; a crash can cut the last line short, never an earlier one."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def mend_json_lines(path: Path) -> None:
+    """Cut a last line that a crash left unfinished, so that the next one does not join it."""
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, 2)
+        kept = end
+        while kept:
+            start = max(0, kept - 65_536)
+            file.seek(start)
+            newline = file.read(kept - start).rfind(b"\n")
+            if newline >= 0:
+                kept = start + newline + 1
+                break
+            kept = start
+        if kept < end:
+            file.truncate(kept)

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lert_ds.config import Config
 from lert_ds.errors import ConfigError
-from lert_ds.train.metrics import append_json_line, report_line
+from lert_ds.train.metrics import append_json_line, mend_json_lines, report_line
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +95,7 @@ class Reporter:
         self._progress: Progress | None = None
         if not main:
             return
+        mend_json_lines(self._path)
         if config.wandb != "off":
             self._trackers.append(_WandbTracker(config, folder, run))
         if config.tensorboard:
@@ -153,4 +154,9 @@ _SHOWN = (
 
 def _readable(values: Mapping[str, float]) -> str:
     shown = [name for name in _SHOWN if name in values] or list(values)
-    return "  ".join(f"{name} {values[name]:.4g}" for name in shown)
+    return "  ".join(f"{name} {_short(values[name])}" for name in shown)
+
+
+def _short(value: float) -> str:
+    """Return four digits of a number, and large ones without an exponent."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.4g}"

@@ -52,7 +52,9 @@ def _check(sentence: AnnotatedSentence, where: str) -> None:
         raise CorpusError(f"{where}: every word must be a string that is not blank")
     for task in TASKS:
         tags = getattr(sentence, task)
-        if tags is not None and not all(tag is None or isinstance(tag, str) for tag in tags):
+        if tags is None:
+            continue
+        if not isinstance(tags, list) or not all(isinstance(tag, str | None) for tag in tags):
             raise CorpusError(f"{where}: {task} must be null or a list of strings and nulls")
     if locate_words(sentence.text, sentence.words) is None:
         sample = orjson.dumps(sentence.text[:40]).decode("utf-8")

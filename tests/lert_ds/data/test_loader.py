@@ -140,6 +140,8 @@ def test_a_length_that_is_no_multiple_of_8_is_kept(tmp_path: Path) -> None:
     (batch,) = evaluation_batches(full, MASKING, 2)
     assert batch.input_ids.shape == (2, LENGTH)
     assert batch.attention_mask is None
+    original = np.stack([full[0].input_ids, full[1].input_ids]).reshape(-1)
+    np.testing.assert_array_equal(batch.labels, original[batch.masked_positions])
 
 
 @pytest.mark.parametrize("workers", [1, 2])

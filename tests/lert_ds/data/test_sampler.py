@@ -46,13 +46,15 @@ def test_large_corpora_without_repetition_or_pattern(size: int) -> None:
     assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 120
 
 
-def test_every_instance_may_come_at_every_place() -> None:
-    size, rounds = 10, 4000
+@pytest.mark.parametrize(("size", "bound"), [(2, 20), (3, 30), (10, 160), (33, 1300)])
+def test_every_instance_comes_at_every_place_as_often(size: int, bound: int) -> None:
+    epochs = 4000
+    indices = shuffled(np.arange(size * epochs), size, 6).indices.reshape(epochs, size)
     counts = np.zeros((size, size))
-    for seed in range(rounds):
-        counts[np.arange(size), shuffled(np.arange(size), size, seed).indices] += 1
-    expected = rounds / size
-    assert ((counts - expected) ** 2 / expected).sum() < 160, "81 degrees of freedom"
+    np.add.at(counts, (np.broadcast_to(np.arange(size), indices.shape), indices), 1)
+    expected = epochs / size
+    # Chi-square with (size - 1)² degrees of freedom.
+    assert ((counts - expected) ** 2 / expected).sum() < bound
 
 
 def test_a_sample_is_a_function_of_its_position_alone() -> None:
