@@ -31,8 +31,11 @@ _CHARACTERS_A_SECOND = {"jieba": 300_000, "conllu": 500_000, "precomputed": 500_
 """Annotating, aligning and packing on one core, about; ltp depends on the model and the device."""
 _BYTES_A_CHARACTER = {"conllu": 60, "precomputed": 40}
 _WORK_FILES = frozenset(
-    "plan.json lock logs tokenizer tag_sets.json pieces tags signed signatures duplicates annotated "
-    "divide.json corpus packed finished replaced error.json".split()
+    {
+        *("plan.json", "lock", "logs", "tokenizer", "tag_sets.json", "pieces", "tags", "signed"),
+        *("signatures", "duplicates", "annotated", "divide.json", "corpus", "packed"),
+        *("finished", "replaced", "error.json"),
+    }
 )
 
 
@@ -150,7 +153,9 @@ def _locked(root: Path) -> Iterator[None]:
 
 
 def _tell_plan(plan: Plan) -> None:
-    log.info("input: %d files, %.1f MB, in %d tasks", len(plan.files), plan.bytes / 1e6, plan.tasks)
+    log.info(
+        "input: %d file(s), %.2f MB, in %d task(s)", len(plan.files), plan.bytes / 1e6, plan.tasks
+    )
 
 
 def _tell_result(output: Path) -> None:

@@ -15,13 +15,11 @@ from pydantic import model_validator
 from lert_ds import arithmetic, cli, distributed, model_dir, training
 from lert_ds.config import Config, dump
 from lert_ds.configuration_lert import LertConfig
-
 from lert_ds.data.shards import Corpus
 from lert_ds.errors import ConfigError
 from lert_ds.files import write_json
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.pretraining_objective import LipConfig, PretrainingObjective
-from lert_ds.train.engine import join_processes, leave_processes
 
 logger = logging.getLogger(__name__)
 
@@ -117,32 +115,71 @@ def run(arguments: argparse.Namespace) -> None:
     config = cli.read_config(PretrainRun, arguments)
     corpora = training.open_corpora(config)
     if arguments.dry_run:
-        _print_dry_run(config, corpora, arguments.processes)
+        processes = arguments.processes or distributed.world_size()
+        _, numbers = _plan(config, corpora, processes)
+        cli.print_config(config)
+        print(training.explain(config, numbers, corpora, processes))  # noqa: T201
         return
-    join_processes()
-    try:
-        pretrain(config, corpora)
-    finally:
-        leave_processes()
+    pretrain(config, corpora)
 
 
 def pretrain(config: PretrainRun, corpora: training.Corpora) -> None:
-    """Train and write the model folder; the processes are joined, and all must call it."""
-    training.prepare_output(config)
-    training.verify_corpora(corpora)
-    model = _make_model(config, corpora.train)
+    """Train and write the model folder; every process must call it.
+
+    Raises:
+        UserError: something does not fit; nothing has been changed then.
+    """
+    model_config, numbers = _plan(config, corpora, distributed.world_size())
+    model = _make_model(config, model_config)
     objective = PretrainingObjective(model, config.lip, config.train.steps)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    numbers = training.work_out(config, _shape(model.config), parameters, corpora.train.length)
-    if distributed.is_main():
-        processes = distributed.world_size()
-        logger.info(training.explain(config, numbers, corpora, processes))
-    trained = training.fit(
-        config, objective, corpora, numbers, baselines=lambda: _baselines(corpora)
+    with training.prepared(config, corpora):
+        if distributed.is_main():
+            logger.info(training.explain(config, numbers, corpora, distributed.world_size()))
+        trained = training.fit(config, objective, corpora, numbers)
+        if distributed.is_main():
+            _write_result(config, corpora, model.config, trained)
+        distributed.barrier()
+
+
+def _plan(
+    config: PretrainRun, corpora: training.Corpora, processes: int
+) -> tuple[LertConfig, training.Arithmetic]:
+    """Return the model's configuration and the run's arithmetic, having checked what can be."""
+    corpus, tasks = corpora.train, config.lip.tasks
+    model_config = config.architecture.model_config_for(corpus, tasks)
+    if config.init_from is not None:
+        model_dir.check_tokenizer(config.init_from, corpus.manifest.tokenizer_sha256)
+        tag_sets = model_config.tag_sets
+        model_config = model_dir.read_config(model_dir.resolve(config.init_from))
+        model_config.tag_sets = tag_sets
+    positions = model_config.max_position_embeddings
+    if corpus.length > positions:
+        raise ConfigError(
+            f"{corpus.folders[0]}: instances of {corpus.length} tokens, but the model has "
+            f"{positions} positions; set architecture.positions={corpus.length} or prepare the "
+            f"corpus with max_length={positions}"
+        )
+    shape = arithmetic.Shape(
+        layers=model_config.num_hidden_layers,
+        hidden_size=model_config.hidden_size,
+        intermediate_size=model_config.intermediate_size,
+        heads=model_config.num_attention_heads,
+        vocabulary_size=model_config.vocab_size,
     )
-    if distributed.is_main():
-        _write_result(config, corpora, model.config, trained)
-    distributed.barrier()
+    parameters = model_dir.count_parameters(model_config)
+    return model_config, training.work_out(config, shape, parameters, corpus.length, processes)
+
+
+def _make_model(config: PretrainRun, model_config: LertConfig) -> LertForPreTraining:
+    torch.manual_seed(config.seed)  # the same first weights on every process
+    if config.init_from is None:
+        model = LertForPreTraining(model_config)
+    else:
+        model, _ = model_dir.load(config.init_from, tag_sets=model_config.tag_sets)
+    if config.train.gradient_checkpointing:
+        # The reentrant kind drops gradients where a hidden state is used twice.
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
 def _write_result(
@@ -162,64 +199,3 @@ def _write_result(
     model_dir.save(model, corpora.train.folders[0], folder, record)
     write_json(config.output / "summary.json", {**trained.summary, "model": str(folder)})
     logger.info("model: %s", folder)
-
-
-def _make_model(config: PretrainRun, corpus: Corpus) -> LertForPreTraining:
-    tasks = config.lip.tasks
-    torch.manual_seed(config.seed)  # the same first weights on every process
-    if config.init_from is None:
-        model = LertForPreTraining(config.architecture.model_config_for(corpus, tasks))
-    else:
-        tag_sets: dict[str, list[str]] = {task: list(corpus.tag_sets[task]) for task in tasks}
-        model, _ = model_dir.load(config.init_from, LertForPreTraining, tag_sets=tag_sets)
-        model_dir.check_tokenizer(config.init_from, corpus.manifest.tokenizer_sha256)
-    positions = model.config.max_position_embeddings
-    if corpus.length > positions:
-        raise ConfigError(
-            f"{corpus.folders[0]}: instances of {corpus.length} tokens, but the model has "
-            f"{positions} positions; set architecture.positions or prepare a shorter max_length"
-        )
-    if config.train.gradient_checkpointing:
-        # The reentrant kind drops gradients where a hidden state is used twice.
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model
-
-
-def _shape(config: LertConfig) -> arithmetic.Shape:
-    return arithmetic.Shape(
-        layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        heads=config.num_attention_heads,
-        vocabulary_size=config.vocab_size,
-    )
-
-
-def _baselines(corpora: training.Corpora) -> dict[str, dict[str, float]]:
-    """Return what a model that sees no context could reach on the held-out corpus.
-
-    The unigram entropy is of its own tokens, so no unigram model does better.
-    """
-    if corpora.valid is None:
-        return {}
-    statistics = corpora.valid.manifest.statistics
-    majority = statistics.get("majority_tag_share", {})
-    found = {
-        "mlm/loss": {"unigram entropy": statistics.get("unigram_entropy_nats")},
-        **{f"{task}/accuracy": {"majority tag": share} for task, share in majority.items()},
-    }
-    return {name: lines for name, lines in found.items() if all(lines.values())}
-
-
-def _print_dry_run(config: PretrainRun, corpora: training.Corpora, processes: int | None) -> None:
-    processes = processes or distributed.world_size()
-    if config.init_from is None:
-        model_config = config.architecture.model_config_for(corpora.train, config.lip.tasks)
-    else:
-        model_config = model_dir.read_config(model_dir.resolve(config.init_from))
-    parameters = model_dir.count_parameters(model_config)
-    numbers = training.work_out(
-        config, _shape(model_config), parameters, corpora.train.length, processes
-    )
-    cli.print_config(config)
-    print(training.explain(config, numbers, corpora, processes))  # noqa: T201

@@ -12,11 +12,13 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -29,10 +31,11 @@ from lert_ds.data.sampler import MicroBatches, check_batch_size
 from lert_ds.data.shards import HELD_OUT, MANIFEST, Corpus
 from lert_ds.errors import CheckpointError, ConfigError, CorpusError
 from lert_ds.files import refuse_finished, write_json
+from lert_ds.labels import IGNORE_INDEX
 from lert_ds.objective import Batch
 from lert_ds.train import deepspeed_config
 from lert_ds.train.checkpoint import Checkpoints
-from lert_ds.train.engine import Engine
+from lert_ds.train.engine import Engine, join_processes, leave_processes
 from lert_ds.train.optim import OptimizerConfig
 from lert_ds.train.schedule import ScheduleConfig
 from lert_ds.train.tracking import Reporter, TrackingConfig
@@ -61,7 +64,7 @@ class TrainingRun(Config):
     """auto: go on from the newest checkpoint in the output folder; never: start from step 0."""
     overwrite: bool = False
     """Replace what the output folder holds, finished or not."""
-    masking: MaskingConfig = MaskingConfig()  # type: ignore[call-arg]
+    masking: MaskingConfig = MaskingConfig()
     """Which tokens are predicted."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer."""
@@ -126,14 +129,13 @@ def work_out(
     shape: arithmetic.Shape,
     parameters: int,
     length: int,
-    processes: int | None = None,
+    processes: int,
 ) -> Arithmetic:
-    """Return the batch, the operations and the memory of a run on `processes` (default: these).
+    """Return the batch, the operations and the memory of a run on `processes`.
 
     Raises:
         ConfigError: the batch does not divide, or DeepSpeed's JSON contradicts the run.
     """
-    processes = distributed.world_size() if processes is None else processes
     train = run.train
     check_batch_size(train.batch_size, train.micro_batch_size, processes)
     accumulation = train.batch_size // (train.micro_batch_size * processes)
@@ -204,23 +206,39 @@ class Trained:
     summary: dict[str, Any]
 
 
-def prepare_output(run: TrainingRun) -> None:
-    """Make the run folder, or clear it where `overwrite` says so; all processes must call it.
+@contextmanager
+def prepared(run: TrainingRun, corpora: Corpora) -> Iterator[None]:
+    """Join the processes, verify the corpora, and make the run folder; leave at the end.
+
+    The folder is cleared where `overwrite` says so, after every process has checked what it can.
 
     Raises:
-        ConfigError: it holds a finished result, or is a file.
+        ConfigError: the output folder holds a finished result, or is a file.
+        CorpusError: a shard is not what its manifest says.
     """
     refuse_finished(run.output, FINISHED, run.overwrite)
-    distributed.barrier()  # every process has looked before the first one changes anything
-    if distributed.is_main():
-        if run.overwrite or run.resume == "never":
-            for name in ("checkpoints", "model", "tensorboard"):
-                shutil.rmtree(run.output / name, ignore_errors=True)
-            for name in ("metrics.jsonl", "summary.json", "report.html"):
-                (run.output / name).unlink(missing_ok=True)
-        run.output.mkdir(parents=True, exist_ok=True)
-        write_json(run.output / "config.json", dump(run))
-    distributed.barrier()
+    join_processes()
+    try:
+        for corpus in (corpora.train, corpora.valid):
+            if corpus is not None:  # the processes of a host share the hashing
+                corpus.verify(distributed.local_rank(), distributed.local_world_size())
+        distributed.barrier()
+        if distributed.is_main():
+            _make_folder(run)
+        distributed.barrier()
+        yield
+    finally:
+        leave_processes()
+
+
+def _make_folder(run: TrainingRun) -> None:
+    if run.overwrite or run.resume == "never":
+        for name in ("checkpoints", "model", "tensorboard"):
+            shutil.rmtree(run.output / name, ignore_errors=True)
+        for name in ("metrics.jsonl", "summary.json", "report.html"):
+            (run.output / name).unlink(missing_ok=True)
+    run.output.mkdir(parents=True, exist_ok=True)
+    write_json(run.output / "config.json", dump(run))
 
 
 def fit(
@@ -228,7 +246,6 @@ def fit(
     objective: nn.Module,
     corpora: Corpora,
     numbers: Arithmetic,
-    baselines: Callable[[], dict[str, Any]] = dict,
 ) -> Trained:
     """Train `objective` to the end; all processes must call it.
 
@@ -267,7 +284,7 @@ def fit(
         "processes": distributed.world_size(),
         "seconds": round(time.time() - started, 1),
         "valid": valid,
-        "baselines": baselines(),
+        "baselines": baselines(corpora),
         "versions": versions(),
     }
     return Trained(weights, summary)
@@ -321,15 +338,30 @@ def _peak_flops(engine: Engine) -> float:
     )
 
 
-def verify_corpora(corpora: Corpora) -> None:
-    """Hash the shards, shared out over the processes of a host.
+def baselines(corpora: Corpora) -> dict[str, dict[str, float]]:
+    """Return what a model that sees no context could reach on the held-out corpus, by metric.
 
-    Raises:
-        CorpusError: names the file that is not what its manifest says.
+    The entropy is that of the held-out text's own tokens, so no unigram model has a lower loss; the
+    majority tag is its own commonest.
     """
-    for corpus in (corpora.train, corpora.valid):
-        if corpus is not None:
-            corpus.verify(distributed.local_rank(), distributed.local_world_size())
+    if corpora.valid is None:
+        return {}
+    tokens = np.zeros(2**16, dtype=np.int64)
+    classes = {task: np.zeros(IGNORE_INDEX + 1, dtype=np.int64) for task in corpora.valid.tag_sets}
+    for index in range(len(corpora.valid)):
+        instance = corpora.valid[index]
+        tokens += np.bincount(instance.input_ids, minlength=len(tokens))
+        for task, counts in classes.items():
+            counts += np.bincount(instance.tags[task], minlength=len(counts))
+    special = corpora.valid.manifest.special_ids
+    tokens[[special[name] for name in ("pad", "cls", "sep", "mask")]] = 0
+    shares = tokens[tokens > 0] / tokens.sum()
+    found = {"mlm/loss": {"unigram entropy": float(-(shares * np.log(shares)).sum())}}
+    for task, counts in classes.items():
+        if known := counts[:IGNORE_INDEX].sum():
+            majority = float(counts[:IGNORE_INDEX].max() / known)
+            found[f"{task}/accuracy"] = {"majority tag": majority}
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -10,15 +10,12 @@ datatrove brings the executors, their bookkeeping and the filters; what a task d
 import contextlib
 import importlib.util
 import inspect
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import multiprocess  # type: ignore[import-untyped]  # datatrove's, whose pools it runs
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline import filters as datatrove_filters
@@ -30,9 +27,8 @@ from lert_ds.corpus.finish import finish
 from lert_ds.corpus.progress import watch
 from lert_ds.corpus.settings import LEARN, ExecutorConfig
 from lert_ds.corpus.work import Work
+from lert_ds.corpus.workers import noticing_dead_workers, preload
 from lert_ds.errors import ConfigError, CorpusError, UserError
-
-_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -88,38 +84,22 @@ class FilterStep:
 
 
 @dataclass
-class LastStep:
-    """Last step of a pipeline: `function` of `steps`, on the documents that arrive."""
+class TaskStep:
+    """Last step of a pipeline, or its only one: a function of `steps`."""
 
     root: Path
     function: Callable[..., None]
+    takes: Literal["documents", "task", "work"]
+    """(work, task, documents), (work, task), or (work)."""
     tally: steps.Tally | None = None
+    """Where the function also takes what the steps before it have counted."""
 
     def __call__(self, data: Iterable[Document], rank: int, world_size: int) -> None:
         """Do the task; a user's error is also written down, for executors that swallow it."""
-        more = () if self.tally is None else (self.tally,)
         work = Work(self.root)
+        arguments = (work, rank, data)[: ("work", "task", "documents").index(self.takes) + 1]
         try:
-            self.function(work, rank, data, *more)
-        except UserError as error:
-            work.write("error.json", {"message": str(error)})
-            raise
-
-
-@dataclass
-class TaskStep:
-    """The only step of a pipeline that needs no documents; `function` of `steps`."""
-
-    root: Path
-    function: Callable[..., None]
-    ranked: bool = False
-    """The function takes the number of the task."""
-
-    def __call__(self, data: Any, rank: int, world_size: int) -> None:
-        """Do the task."""
-        work = Work(self.root)
-        try:
-            self.function(work, rank) if self.ranked else self.function(work)
+            self.function(*arguments, *((self.tally,) if self.tally else ()))
         except UserError as error:
             work.write("error.json", {"message": str(error)})
             raise
@@ -134,11 +114,12 @@ def stages(work: Work) -> list[Stage]:
     ) -> Stage:
         tally = steps.Tally()
         filters = [FilterStep(arguments, tally) for arguments in config.filters]
-        last = LastStep(root, function, tally if function is steps.annotate else None)
+        counted = tally if function is steps.annotate else None
+        last = TaskStep(root, function, "documents", counted)
         return Stage(name, title, tasks, [ReadStep(root, tally, sample), *filters, last])
 
     def once(name: str, title: str, function: Callable[..., None]) -> Stage:
-        return Stage(name, title, 1, [TaskStep(root, function)])
+        return Stage(name, title, 1, [TaskStep(root, function, "work")])
 
     plan = []
     if config.tokenizer == LEARN:
@@ -149,12 +130,12 @@ def stages(work: Work) -> list[Stage]:
         plan.append(once("rank", "ranking tags", steps.rank))
     if config.deduplicate == "exact":
         plan.append(reading("sign", "hashing sentences", steps.sign_sentences))
-        compare = [TaskStep(root, steps.compare_bucket, ranked=True)]
+        compare = [TaskStep(root, steps.compare_bucket, "task")]
         plan.append(Stage("compare", "comparing sentences", work.plan.buckets, [*compare]))
     plan.append(reading("annotate", f"annotating ({config.annotator.kind})", steps.annotate))
     plan.append(once("divide", "dividing documents", steps.divide))
-    aligning: list[Callable[..., Any]] = [TaskStep(root, assemble, ranked=True)]
-    plan.append(Stage("assemble", "aligning and packing", tasks, aligning))
+    aligning = [TaskStep(root, assemble, "task")]
+    plan.append(Stage("assemble", "aligning and packing", tasks, [*aligning]))
     plan.append(once("finish", "writing the manifest", finish))
     return plan
 
@@ -189,8 +170,7 @@ class _LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
 
 def _run_here(stage: Stage, folder: Path, executor: ExecutorConfig) -> None:
     workers = executor.tasks_at_once(stage.tasks)
-    # The server that workers are forked from imports once, for all workers of all stages.
-    multiprocess.set_forkserver_preload([__name__])
+    preload(__name__)
     runner = _LocalExecutor(
         pipeline=stage.pipeline,
         tasks=stage.tasks,
@@ -198,7 +178,7 @@ def _run_here(stage: Stage, folder: Path, executor: ExecutorConfig) -> None:
         logging_dir=str(folder),
         **executor.arguments,
     )
-    with _quiet(folder), _noticing_dead_workers(stage, workers):
+    with _quiet(folder), noticing_dead_workers(stage.title, workers):
         runner.run()
 
 
@@ -213,39 +193,6 @@ def _quiet(folder: Path) -> Iterator[None]:
                 yield
         finally:
             datatrove_log.remove()
-
-
-@contextlib.contextmanager
-def _noticing_dead_workers(stage: Stage, workers: int) -> Iterator[None]:
-    """Turn the death of a worker into an error: its pool would wait for its task for ever."""
-    stop, died = threading.Event(), threading.Event()
-
-    def look() -> None:
-        seen: set[str] = set()
-        while not stop.wait(_POLL_SECONDS):
-            children = multiprocess.active_children()
-            seen.update(child.name for child in children if "PoolWorker" in child.name)
-            if len(seen) > workers:  # the pool has replaced one
-                died.set()
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                return
-
-    thread = threading.Thread(target=look, daemon=True)
-    if workers > 1 and threading.current_thread() is threading.main_thread():
-        thread.start()
-    try:
-        yield
-    except KeyboardInterrupt:
-        if not died.is_set():
-            raise
-        raise CorpusError(
-            f"{stage.title}: a worker was killed, most often for want of memory; what is finished "
-            "stays: run again with fewer executor.workers or a smaller split_megabytes"
-        ) from None
-    finally:
-        stop.set()
-        if thread.is_alive():
-            thread.join()
 
 
 def _run_on_ray(work: Work, stage: Stage, folder: Path, executor: ExecutorConfig) -> None:

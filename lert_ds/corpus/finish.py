@@ -23,18 +23,11 @@ Array = npt.NDArray[Any]
 ANNOTATED = "annotated"
 _LIBRARIES = {"jieba": "jieba", "ltp": "ltp"}
 _OURS = frozenset(
-    [
-        "manifest.json",
-        "vocab.txt",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "shards",
-        "held_out",
-        "annotated",
-        "statistics.md",
-        "statistics.json",
-        "summary.json",
-    ]
+    {
+        *("manifest.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json"),
+        *("statistics.md", "statistics.json", "summary.json"),
+        *("shards", "held_out", "annotated"),
+    }
 )
 """All that `prepare` puts into a corpus folder: what `overwrite` may remove."""
 

@@ -9,6 +9,8 @@ A stage reads what the stages before it have written, whole files each, and know
 runs it. Nothing here knows datatrove; `build` makes the stages of its executors from it.
 """
 
+import functools
+import json
 import re
 import time
 from collections import Counter
@@ -20,7 +22,7 @@ import numpy as np
 import zstandard
 
 from lert_ds.corpus import annotate as annotators
-from lert_ds.corpus.annotate import Annotator, make_annotator
+from lert_ds.corpus.annotate import Annotator, AnnotatorConfig, make_annotator
 from lert_ds.corpus.deduplicate import compare, content_of, dropped, sign
 from lert_ds.corpus.lines import Split, place_of
 from lert_ds.corpus.plan import read_options
@@ -126,7 +128,7 @@ def rank(work: Work) -> None:
 def sign_sentences(work: Work, task: int, data: Iterable[Item]) -> None:
     """Write the signatures of a task's sentences."""
     kind = work.config.annotator.kind
-    annotator = make_annotator(work.config.annotator, work.tag_sets)
+    annotator = _annotator_of(work)
     sentences = _sentences(annotator, work.plan.splits[task], data)
     contents = (content_of(sentence, kind) for _, sentence in sentences)
     work.record("signed", task, sign(contents, work.root / "signatures", task))
@@ -139,8 +141,7 @@ def compare_bucket(work: Work, bucket: int) -> None:
 
 def annotate(work: Work, task: int, data: Iterable[Item], tally: Tally) -> None:
     """Annotate a task's sentences, those aside that are repeated."""
-    annotator = make_annotator(work.config.annotator, work.tag_sets)
-    annotator.counts.clear()
+    annotator = _annotator_of(work)
     sentences = _sentences(annotator, work.plan.splits[task], data)
     if work.config.deduplicate == "exact":
         drop = dropped(work.root / "duplicates", task, work.read(f"signed/{task:05d}.json"))
@@ -189,6 +190,21 @@ def no_text(work: Work) -> CorpusError:
     names = ", ".join(map(str, work.config.input))
     dropped_all = " (or the filters dropped all of it)" if work.config.filters else ""
     return CorpusError(f"input = {names}: it holds only blanks{dropped_all}; give text")
+
+
+def _annotator_of(work: Work) -> Annotator:
+    """Return the annotator, as new: loading jieba's dictionary takes a second, LTP's model ten."""
+    kind = work.config.annotator.kind
+    described = work.config.annotator.model_dump_json(), json.dumps(work.tag_sets)
+    annotator = _make_annotator(annotators.ANNOTATORS[kind], *described)
+    annotator.counts.clear()
+    return annotator
+
+
+@functools.lru_cache(1)
+def _make_annotator(_: Any, config: str, tag_sets: str) -> Annotator:
+    """Return the annotator of a configuration, made once a process."""
+    return make_annotator(AnnotatorConfig.model_validate_json(config), json.loads(tag_sets))
 
 
 def _sentences(

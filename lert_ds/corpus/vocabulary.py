@@ -154,21 +154,23 @@ def _learn_pieces(
     counts: Counter[str], known: list[str], size: int, minimum_frequency: int
 ) -> list[str]:
     """Return the pieces that the trainer of `tokenizers` adds to the `known` ones."""
+    # The trainer passes over a character that it does not know in its opening form.
+    opening = {piece.removeprefix(_CONTINUES) for piece in known if len(piece) > len(_CONTINUES)}
+    more = sorted(opening - set(known))
+    there = {*known, *more}
     trainer = trainers.WordPieceTrainer(
-        vocab_size=size,
+        vocab_size=size + len(more),
         min_frequency=minimum_frequency,
         # As special tokens the characters get their ids in our order; the trainer's own would
         # follow a hash table's, and ties between merges are broken by id.
-        special_tokens=known,
+        special_tokens=[*known, *more],
         limit_alphabet=0,
         show_progress=False,
     )
     learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     learner.train_from_iterator(_repeat(counts), trainer)
-    return [
-        piece for piece in learner.get_vocab(with_added_tokens=False) if piece not in set(known)
-    ]
+    return [piece for piece in learner.get_vocab(with_added_tokens=False) if piece not in there]
 
 
 def _repeat(counts: Counter[str]) -> Iterator[str]:

@@ -101,8 +101,8 @@ def resolve(path: Path, owned: Mapping[str, float | int]) -> dict[str, Any]:
         written = tree.get(key, "auto")
         if written not in ("auto", value):
             raise ConfigError(
-                f'{path}: {key} is {json.dumps(written)} but the run says {value}; write "auto" there, '
-                "the run's configuration owns this number"
+                f"{path}: {key} is {json.dumps(written)} but the run says {value}; write "
+                '"auto" there, the run\'s configuration owns this number'
             )
         tree[key] = value
     tree.setdefault("steps_per_print", 10**9)  # the trainer reports
@@ -134,8 +134,8 @@ def offloads_parameters(tree: Mapping[str, Any]) -> bool:
 
 
 def _offloads(tree: Mapping[str, Any], key: str) -> bool:
-    section = tree.get("zero_optimization", {}).get(key) or {}
-    return bool(section.get("device", "none") != "none")
+    section = tree.get("zero_optimization", {}).get(key)
+    return isinstance(section, dict) and bool(section.get("device", "none") != "none")
 
 
 def _check_key(path: Path, key: str) -> None:

@@ -62,7 +62,7 @@ class _WandbTracker:
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 class _TensorBoardTracker:

@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 
 from lert_ds import cli, config, pretrain, training
-from lert_ds.train.engine import join_processes, leave_processes
+from lert_ds.train.engine import leave_processes
 
 
 def main() -> None:
     runs = json.loads(Path(sys.argv[-1]).read_text("utf-8"))
     cli.set_up_logging()
-    join_processes()
+    # Between the runs the processes stay together: DeepSpeed cannot join a second group.
+    training.leave_processes = lambda: None
     for tree in runs:
         run = config.parse(pretrain.PretrainRun, tree, "matrix")
         pretrain.pretrain(run, training.open_corpora(run))

@@ -72,7 +72,7 @@ def _vocabulary() -> list[str]:
     letters = [*"abcdefghijklmnopqrstuvwxyz0123456789"]
     han = [chr(code) for code in range(0x4E00, 0x9FA6)]
     marks = [*"，。！？；：、（）《》“”‘’—…·.,!?;:'\"()[]{}<>@#$%&*-_=+/\\|~％"]
-    jamo = [f"##{chr(code)}" for code in range(0x1161, 0x11C3)]
+    jamo = [f"##{chr(code)}" for code in range(0x1100, 0x11C3)]
     hangul = [chr(code) for code in range(0x1100, 0x1113)]
     pieces = [f"##{letter}" for letter in letters]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

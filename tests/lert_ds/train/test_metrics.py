@@ -1,0 +1,136 @@
+"""Sums over micro-batches and ranks, divided once; and the lines of metrics.jsonl."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lert_ds.train import metrics
+from lert_ds.train.metrics import MetricSums, append_json_line, report_line
+
+
+def pair(total: float, count: float) -> torch.Tensor:
+    return torch.tensor([total, count])
+
+
+def test_sums_are_divided_once() -> None:
+    sums = MetricSums()
+    sums.add({"loss": pair(10.0, 1.0), "accuracy": pair(1.0, 4.0)})
+    sums.add({"loss": pair(2.0, 3.0), "accuracy": pair(3.0, 4.0)})
+    assert sums.reduce() == {"accuracy": 0.5, "loss": 3.0}  # the mean of averages would be 5.33
+
+
+def test_rows_are_classes_and_their_ratios_are_averaged() -> None:
+    sums = MetricSums()
+    sums.add({"macro_f1": torch.tensor([[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]])})
+    sums.add({"macro_f1": torch.tensor([[1.0, 2.0], [0.0, 4.0], [0.0, 0.0]])})
+    assert sums.reduce()["macro_f1"] == pytest.approx((2 / 4 + 3 / 8) / 2)
+
+
+def test_what_was_never_counted_is_left_out() -> None:
+    sums = MetricSums()
+    sums.add({"dep/loss": pair(0.0, 0.0), "f1": torch.zeros(3, 2), "loss": pair(1.0, 1.0)})
+    assert sums.reduce() == {"loss": 1.0}
+
+
+def test_a_name_may_be_absent_from_a_micro_batch() -> None:
+    sums = MetricSums()
+    sums.add({"a": pair(1.0, 1.0)})
+    sums.add({"b": pair(2.0, 1.0)})
+    sums.add({"a": pair(3.0, 1.0)})
+    assert sums.reduce() == {"a": 2.0, "b": 2.0}
+
+
+def test_reading_starts_anew() -> None:
+    sums = MetricSums()
+    sums.add({"loss": pair(5.0, 1.0)})
+    assert sums.reduce() == {"loss": 5.0}
+    assert sums.reduce() == {}
+    sums.add({"loss": pair(7.0, 1.0)})
+    assert sums.reduce() == {"loss": 7.0}
+
+
+def test_small_numbers_add_to_large_sums() -> None:
+    sums = MetricSums()
+    sums.add({"tokens": pair(2.0**24, 1.0)})
+    for _ in range(100):
+        sums.add({"tokens": pair(1.0, 0.0)})  # float32 would stay at 2^24
+    assert sums.reduce()["tokens"] == 2.0**24 + 100
+
+
+def test_low_precision_is_added_in_float64() -> None:
+    sums = MetricSums()
+    for _ in range(1000):
+        sums.add({"loss": torch.tensor([0.5, 1.0], dtype=torch.bfloat16)})
+    assert sums.reduce() == {"loss": 0.5}
+
+
+def test_the_graph_is_let_go() -> None:
+    sums = MetricSums()
+    weight = torch.ones(2, requires_grad=True)
+    sums.add({"loss": weight * 2})
+    assert not sums._sums["loss"].requires_grad
+
+
+def test_a_callers_tensor_is_not_changed() -> None:
+    sums = MetricSums()
+    first = pair(1.0, 1.0).double()
+    sums.add({"loss": first})
+    sums.add({"loss": pair(1.0, 1.0)})
+    assert first.tolist() == [1.0, 1.0]
+
+
+def test_ranks_are_summed_in_one_reduction_before_the_division(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[torch.Tensor] = []
+
+    def with_another_rank(tensor: torch.Tensor) -> torch.Tensor:
+        sent.append(tensor)
+        return tensor + torch.tensor([30.0, 6.0, 0.0, 2.0, 1.0, 1.0, 4.0, 4.0])
+
+    monkeypatch.setattr(metrics, "sum_over_ranks", with_another_rank)
+    sums = MetricSums()
+    # Added in another order than that of the names, which ranks may not agree on.
+    sums.add({"loss": torch.tensor([[0.0, 2.0], [4.0, 4.0]]), "b": pair(1.0, 2.0)})
+    sums.add({"a": pair(10.0, 4.0)})
+    values = sums.reduce()
+    assert len(sent) == 1
+    assert sent[0].tolist() == [10.0, 4.0, 1.0, 2.0, 0.0, 2.0, 4.0, 4.0]  # a, b, loss
+    assert sent[0].dtype == torch.float64
+    assert values == {"a": 4.0, "b": 0.25, "loss": pytest.approx((1 / 3 + 1) / 2)}
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(-1000, 1000), st.integers(1, 50)).map(lambda p: pair(*map(float, p))),
+        min_size=1,
+        max_size=20,
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_the_cut_into_micro_batches_does_not_matter(pairs: list[torch.Tensor], random) -> None:  # type: ignore[no-untyped-def]
+    one, many = MetricSums(), MetricSums()
+    one.add({"loss": torch.stack(pairs).sum(0)})
+    random.shuffle(pairs)
+    for part in pairs:
+        many.add({"loss": part})
+    assert many.reduce() == one.reduce()
+
+
+def test_a_report_is_a_line_of_json(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    before = time.time()
+    append_json_line(path, report_line("train", 10, {"loss": 2.5, "mlm/accuracy": 0.5}))
+    append_json_line(path, report_line("event", 11, {"message": "第一行\n第二行"}))
+    lines = path.read_text("utf-8").splitlines()
+    assert len(lines) == 2
+    first, second = map(json.loads, lines)
+    assert before - 0.001 <= first.pop("time") <= time.time() + 0.001
+    assert first == {"kind": "train", "step": 10, "loss": 2.5, "mlm/accuracy": 0.5}
+    assert second["message"] == "第一行\n第二行"
+    assert "第一行" in lines[1]  # readable, not escaped
