@@ -19,6 +19,7 @@ from lert_ds.data.shards import Corpus
 from lert_ds.errors import ConfigError
 from lert_ds.files import write_json
 from lert_ds.modeling_lert import LertForPreTraining
+from lert_ds.neighbour_start import start_with_neighbours
 from lert_ds.pretraining_objective import LipConfig, PretrainingObjective
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,9 @@ class ArchitectureConfig(Config):
     """Of hidden states and of attention probabilities."""
     initializer_range: float = 0.02
     """Standard deviation of the first weights."""
+    start: Literal["plain", "neighbours"] = "plain"
+    """plain: random, as BERT; neighbours: the first heads look at the words beside, which a small
+    model on little text takes long to find out."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -174,6 +178,8 @@ def _make_model(config: PretrainRun, model_config: LertConfig) -> LertForPreTrai
     torch.manual_seed(config.seed)  # the same first weights on every process
     if config.init_from is None:
         model = LertForPreTraining(model_config)
+        if config.architecture.start == "neighbours":
+            start_with_neighbours(model)
     else:
         model, _ = model_dir.load(config.init_from, tag_sets=model_config.tag_sets)
     if config.train.gradient_checkpointing:

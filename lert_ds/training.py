@@ -38,7 +38,7 @@ from lert_ds.train.checkpoint import Checkpoints
 from lert_ds.train.engine import Engine, join_processes, leave_processes
 from lert_ds.train.optim import OptimizerConfig
 from lert_ds.train.schedule import ScheduleConfig
-from lert_ds.train.tracking import Reporter, TrackingConfig
+from lert_ds.train.tracking import WANDB_ID, Reporter, TrackingConfig
 from lert_ds.train.trainer import Data, TrainConfig, Trainer
 
 logger = logging.getLogger(__name__)
@@ -235,7 +235,7 @@ def _make_folder(run: TrainingRun) -> None:
     if run.overwrite or run.resume == "never":
         for name in ("checkpoints", "model", "tensorboard"):
             shutil.rmtree(run.output / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "summary.json", "report.html"):
+        for name in ("metrics.jsonl", "summary.json", "report.html", WANDB_ID):
             (run.output / name).unlink(missing_ok=True)
     run.output.mkdir(parents=True, exist_ok=True)
     write_json(run.output / "config.json", dump(run))

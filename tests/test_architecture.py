@@ -34,7 +34,7 @@ FOR_COMPRESSION = LEAVES | {
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(LEAVES, LEAVES),
     "lert_ds.data": LEAVES,
-    "lert_ds.corpus": LEAVES | {"lert_ds.data.shards"},
+    "lert_ds.corpus": LEAVES | {"lert_ds.data.shards", "lert_ds.__version__"},
     "lert_ds.train": LEAVES - {"lert_ds.labels"},  # it trains any Objective and knows no LERT
     "lert_ds.configuration_lert": set(),  # both travel inside model folders, where we are not
     "lert_ds.modeling_lert": {"lert_ds.configuration_lert"},

@@ -188,6 +188,8 @@ def _next_border(file: IO[bytes], nominal: int, window: int, find: _Finder) -> i
     file.seek(nominal - 1)
     block = file.read(window + 1)
     found = find(block)
+    if found < 0 and len(block) <= window:
+        return nominal - 1 + len(block)  # the last document goes on to the end of the file
     if found < 0:
         found = block.find(b"\n") + 1 or -1
     if found >= 0:

@@ -110,21 +110,23 @@ class _Reader(LineReader):
 
     def plain(self) -> Iterator[_Text]:
         paragraphs: list[str] = []
-        characters, first = 0, 1
+        characters, first, was_cut = 0, 1, False
         for line in self.lines(_LONGEST_PARAGRAPH_BYTES, cut=True):
             text = self._clean(line.text)
             blank = not text or text.isspace()
             if not blank:
                 first = first if paragraphs else line.number
+                if was_cut:
+                    self.counts["long document cut at a line end"] += 1
                 paragraphs.append(text)
                 characters += len(text)
             ended = blank or (self.options.documents == "lines" and not line.cut)
             too_long = characters >= self.options.document_characters and not line.cut
             if paragraphs and (ended or too_long):
-                if not ended:
-                    self.counts["long document cut at a line end"] += 1
                 yield _Text("\n".join(paragraphs), line=first)
-                paragraphs, characters = [], 0
+                paragraphs, characters, was_cut = [], 0, not ended
+            elif not line.cut:
+                was_cut = False
         if paragraphs:
             yield _Text("\n".join(paragraphs), line=first)
 

@@ -98,11 +98,25 @@ class PrepareConfig(Config):
     executor: ExecutorConfig = ExecutorConfig()
     """Where the tasks run."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "PrepareConfig":
+        if self.filters and self.annotated:
+            raise ValueError(
+                f"filters are for plain text, annotator.kind = {self.annotator.kind!r} reads "
+                "annotated sentences: remove one of them"
+            )
+        return self
+
     @property
     def work(self) -> Path:
         """The folder of what an interrupted run has finished."""
         output = self.output.absolute()
         return output.with_name(f"{output.name}.work")
+
+    @property
+    def annotated(self) -> bool:
+        """Whether the input is annotated already."""
+        return self.annotator.kind in ("conllu", "precomputed")
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -57,7 +57,8 @@ class Tally:
 
     def start(self) -> None:
         """Begin a task: the same steps may serve several."""
-        self.__init__()  # type: ignore[misc]
+        self.counts.clear()  # in place: other steps hold it already
+        self.documents = self.characters = 0
         self.started = time.monotonic()
 
 
@@ -84,7 +85,12 @@ def _sample_share(work: Work) -> float:
 
 def count_pieces_of(work: Work, task: int, data: Iterable[Item]) -> None:
     """Count the pre-tokens of a task's documents."""
-    work.record("pieces", task, count_pieces(item.text for item in data))
+    texts: Iterable[str] = (item.text for item in data)
+    if work.config.annotated:  # what was annotated is the text, not its columns
+        annotator = annotators.ANNOTATORS[work.config.annotator.kind](work.config.annotator, {})
+        sentences = _sentences(annotator, work.plan.splits[task], data)
+        texts = (sentence.text for sentence in annotator.annotate(sentences))
+    work.record("pieces", task, count_pieces(texts))
 
 
 def learn(work: Work) -> None:

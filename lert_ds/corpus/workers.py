@@ -4,6 +4,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import multiprocess  # type: ignore[import-untyped]  # the fork of the standard's that datatrove uses
 
@@ -29,13 +30,13 @@ def noticing_dead_workers(title: str, workers: int) -> Iterator[None]:
         CorpusError: a worker was killed.
     """
     stop, died = threading.Event(), threading.Event()
+    # Processes are numbered: after this one come datatrove's manager, then the pool's workers.
+    last = _number(multiprocess.Process()) + 1 + workers
 
     def look() -> None:
-        seen: set[str] = set()
         while not stop.wait(_POLL_SECONDS):
-            children = multiprocess.active_children()
-            seen.update(child.name for child in children if "PoolWorker" in child.name)
-            if len(seen) > workers:  # the pool has replaced one
+            children = [c for c in multiprocess.active_children() if "PoolWorker" in c.name]
+            if any(_number(child) > last for child in children):  # the pool has replaced one
                 died.set()
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 return
@@ -56,3 +57,7 @@ def noticing_dead_workers(title: str, workers: int) -> Iterator[None]:
         stop.set()
         if thread.is_alive():
             thread.join()
+
+
+def _number(process: Any) -> int:
+    return int(str(process.name).rpartition("-")[2].rpartition(":")[2])

@@ -1,6 +1,7 @@
 """Where the numbers of a run go: metrics.jsonl always, the terminal, and trackers when asked."""
 
 import logging
+import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,10 @@ from lert_ds.errors import ConfigError
 from lert_ds.train.metrics import append_json_line, mend_json_lines, report_line
 
 logger = logging.getLogger(__name__)
+
+
+WANDB_ID = "wandb-id"
+"""File in a run folder that names its run at Weights & Biases."""
 
 
 class TrackingConfig(Config):
@@ -49,7 +54,12 @@ class _WandbTracker:
             raise ConfigError(
                 f'tracking.wandb = "{config.wandb}": pip install "lert-ds[tracking]" first'
             ) from error
+        # A resumed run goes on as the same run there: its id stays in the run folder.
+        identity = folder / WANDB_ID
+        if not identity.is_file():
+            identity.write_text(secrets.token_hex(8), "utf-8")
         self._run = wandb.init(
+            id=identity.read_text("utf-8"),
             project=config.project,
             name=config.name or folder.name,
             dir=str(folder),

@@ -144,9 +144,7 @@ PARTS = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(sentences=st.lists(PARTS, min_size=1, max_size=4))
-def test_properties(
-    module_vocabulary: Vocabulary, sentences: list[list[tuple[str, str]]]
-) -> None:
+def test_properties(module_vocabulary: Vocabulary, sentences: list[list[tuple[str, str]]]) -> None:
     encoder = Encoder(module_vocabulary.tokenizer)
     aligner = Aligner(encoder, LTP_TAGS)
     annotated = []

@@ -12,7 +12,10 @@ from lert_ds.corpus.vocabulary import Vocabulary, load_tokenizer
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
 
-ODD = "你北京，。！、“”—…·《》 \t\n\r　aB1zé\u0301\u0300\u200b\u200d\ufeff\u00adİΣßＡｂ１Ⅳ½①㎡ｶﾞ가힣々〇𠮷😀👨‍👩‍👧🇨🇳'\"%#@[]-_\u0085\u2028\x00\x7f\ufffd"
+ODD = (
+    "你北京，。！、“”—…·《》 \t\n\r　aB1zé\u0301\u0300\u200b\u200d\ufeff\u00adİΣßＡｂ１Ⅳ½①㎡"
+    "ｶﾞ가힣々〇𠮷😀👨‍👩‍👧🇨🇳'\"%#@[]-_\u0085\u2028\x00\x7f\ufffd"
+)
 
 
 def reference(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:

@@ -112,8 +112,10 @@ def test_nothing_is_lost_and_words_are_whole(
     document_ends = set((np.cumsum([0, *(len(tokens.ids) for tokens in made)]) + 9).tolist())
     for row, opens in zip(ids.tolist(), starts.tolist(), strict=True):
         end = len(row) - row[::-1].index(SEP) - 1
-        assert row[0] == CLS and set(row[end + 1 :]) <= {PAD}
-        assert PAD not in row[:end] and row.count(CLS) == 1
+        assert row[0] == CLS
+        assert row.count(CLS) == 1
+        assert set(row[end + 1 :]) <= {PAD}
+        assert PAD not in row[:end]
         assert opens[1], "an instance begins at a word border"
         separators = [place for place, token in enumerate(row[:end]) if token == SEP]
         assert all(row[place - 1] in document_ends for place in separators)

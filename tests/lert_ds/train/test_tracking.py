@@ -166,6 +166,21 @@ def test_wandb_gets_the_run_and_its_numbers(
     assert fake.finished == 1
 
 
+def test_a_resumed_run_is_the_same_run_at_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    ids = []
+    for name in ("one", "one", "two"):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        reporter(folder, wandb="online").close()
+        ids.append(fake.settings["id"])
+    assert ids[0] == ids[1] != ids[2]
+    assert fake.settings["resume"] == "allow"
+
+
 @pytest.mark.parametrize(
     ("module", "config", "key"),
     [
