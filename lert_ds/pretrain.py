@@ -17,6 +17,7 @@ from lert_ds.config import Config, dump
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.data.shards import Corpus
 from lert_ds.errors import ConfigError
+from lert_ds.fast_dropout import use_fast_dropout
 from lert_ds.files import write_json
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.neighbour_start import start_with_neighbours
@@ -101,6 +102,8 @@ class PretrainRun(training.TrainingRun):
     """Start from these weights instead: a folder or hub name of a LERT or any Chinese BERT."""
     lip: LipConfig = LipConfig()
     """Linguistic tasks, and how their weights grow."""
+    fast_dropout: bool = True
+    """On a CPU: masks from 16 random bits a unit, which is much faster; no effect on a GPU."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -182,6 +185,8 @@ def _make_model(config: PretrainRun, model_config: LertConfig) -> LertForPreTrai
             start_with_neighbours(model)
     else:
         model, _ = model_dir.load(config.init_from, tag_sets=model_config.tag_sets)
+    if config.fast_dropout and not torch.cuda.is_available():
+        use_fast_dropout(model)
     if config.train.gradient_checkpointing:
         # The reentrant kind drops gradients where a hidden state is used twice.
         model.gradient_checkpointing_enable({"use_reentrant": False})

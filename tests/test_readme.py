@@ -41,7 +41,9 @@ def test_a_command_names_what_there_is(line: str) -> None:
     config.load(CONFIGURED[command], path, [word for word in arguments if "=" in word])
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:lert_ds|ds_configs)/[\w/.]*)`", README))))
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"`((?:lert_ds|ds_configs)/[\w/.]*)`", README)))
+)
 def test_a_file_that_is_named_is_there(path: str) -> None:
     assert (ROOT / path).exists()
 

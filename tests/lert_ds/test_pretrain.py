@@ -75,6 +75,7 @@ def test_a_run_leaves_a_model_that_transformers_loads(pretrain: Pretrain, tmp_pa
     summary = json.loads((run / "summary.json").read_text())
     assert summary["valid"]["mlm/loss"] == valid[-1]["mlm/loss"]
     assert summary["steps"] == 10
+    assert "fast_dropout" not in (run / "model/config.json").read_text()
     record = json.loads((run / "model/run.json").read_text())
     assert record["config"]["train"]["steps"] == 10
     assert record["versions"]["deepspeed"]

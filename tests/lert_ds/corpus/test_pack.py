@@ -83,7 +83,7 @@ def test_a_word_longer_than_an_instance_is_cut_and_counted(tmp_path: Path) -> No
     assert packer.counts == {"word longer than an instance, cut": 2}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     documents=st.lists(st.lists(st.integers(1, 6), max_size=30), max_size=12),
     length=st.integers(9, 24),
