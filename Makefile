@@ -1,6 +1,7 @@
-# make quickstart              raw text → corpus → LERT pre-trained by two processes → report, on a CPU
-# make quickstart CORPUS=text  the same on your own text (UTF-8 .txt, .jsonl, .parquet, plain, .gz, .zst)
-# make test | check | bench    each makes .venv first when it is needed
+# make quickstart                      raw text → corpus → LERT by two processes → curves, on a CPU
+# make quickstart CORPUS=text          on your own text (UTF-8 .txt, .jsonl, .parquet; .gz, .zst)
+# make quickstart CORPUS=a VALID=b     evaluated on a text of yours, not on a tenth of the first
+# make test | check | bench            each makes .venv first when it is needed
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,19 +9,24 @@ READY := $(VENV)/ready
 export DS_ACCELERATOR ?= cpu
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE ?= 1
 
 PROCESSES ?= 2
 RUN ?= runs/quickstart
+CORPORA ?= corpora/quickstart
 ifdef CORPUS
 SOURCE := input="$(CORPUS)"
-NAME := $(basename $(notdir $(CORPUS)))
-CORPORA ?= corpora/quickstart-$(NAME)
-# With a text of one's own: a run of up to half an hour.
-STEPS ?= 6000
+STEPS ?= 8000
 else
 SOURCE :=
-CORPORA ?= corpora/quickstart
-STEPS ?= 300
+STEPS ?= 600
+endif
+# Text and vocabulary of the benchmarks: those of the tests' data, beside the project.
+BENCH_TEXT ?= ../shared/data/text/wiki_train.txt
+BENCH_VOCABULARY ?= ../shared/data/vocab.txt
+ifdef VALID
+HELD_OUT := held_out=0
+EVALUATED := corpus_valid="$(CORPORA)-valid"
 endif
 
 .PHONY: quickstart test check setup bench clean
@@ -47,19 +53,33 @@ test: $(READY)
 	$(BIN)/pytest -q $(PYTEST)
 
 quickstart: $(READY)
-	@echo; echo "1/4  raw text → corpus: words, parts of speech, entities"
-	$(BIN)/lert-ds prepare prepare-quickstart output=$(CORPORA) $(SOURCE) overwrite=true
+	@echo "1/4  raw text → corpus: words, parts of speech, entities"
+	$(BIN)/lert-ds prepare prepare-quickstart output="$(CORPORA)" $(SOURCE) $(HELD_OUT) overwrite=true
+ifdef VALID
+	$(BIN)/lert-ds prepare prepare-quickstart input="$(VALID)" tokenizer="$(CORPORA)" held_out=0 \
+		output="$(CORPORA)-valid" overwrite=true
+endif
 	@echo; echo "2/4  sentences annotated by hand → corpus: dependency relations"
 	$(BIN)/lert-ds prepare prepare-quickstart-annotated \
-		tokenizer=$(CORPORA) output=$(CORPORA)-annotated overwrite=true
-	@echo; echo "3/4  pre-training, $(PROCESSES) processes, ZeRO-2"
-	$(BIN)/deepspeed --num_gpus $(PROCESSES) --module lert_ds pretrain pretrain-quickstart \
-		output=$(RUN) corpus='["$(CORPORA)", "$(CORPORA)-annotated"]' \
-		train.steps=$(STEPS) overwrite=true
+		tokenizer="$(CORPORA)" output="$(CORPORA)-annotated" overwrite=true
+	@echo; echo "3/4  pre-training: $(STEPS) steps, $(PROCESSES) processes, ZeRO-2"
+	$(BIN)/deepspeed --log_level warning --num_gpus $(PROCESSES) --module lert_ds pretrain \
+		pretrain-quickstart output="$(RUN)" corpus='["$(CORPORA)", "$(CORPORA)-annotated"]' \
+		$(EVALUATED) train.steps=$(STEPS) overwrite=true
 	@echo; echo "4/4  the curves, and a masked sentence"
-	$(BIN)/lert-ds report $(RUN)
-	$(BIN)/lert-ds predict $(RUN)/model "中国的首都是[MASK]京。" --top-k 3
-	@echo; echo "curves: $(RUN)/report.html   model: $(RUN)/model   corpus: $(CORPORA)/statistics.md"
+	$(BIN)/lert-ds report "$(RUN)"
+	$(BIN)/lert-ds predict "$(RUN)/model" "他在中国的一[MASK]大学工作。" --top-k 3
+	@echo; echo "corpus: $(CORPORA)/statistics.md   model: $(RUN)/model   curves: $(RUN)/report.html"
+
+bench: $(READY)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/lert-ds prepare prepare-quickstart input="$(BENCH_TEXT)" tokenizer="$(BENCH_VOCABULARY)" \
+		held_out=0 max_length=512 output=corpora/bench overwrite=true
+	$(BIN)/python benchmarks/pretraining.py --corpus corpora/bench \
+		--output benchmarks/results/pretraining.json
+	$(BIN)/python benchmarks/preparing.py --text "$(BENCH_TEXT)" \
+		--vocabulary "$(BENCH_VOCABULARY)" --output benchmarks/results/preparing.json
+	$(BIN)/python benchmarks/loader.py --corpus corpora/bench > benchmarks/results/loader.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -62,8 +62,8 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Return attention's output, [batch, length, heads, size], and no probabilities.
 
-    Without dropout, or off the CPU, it is SDPA. With dropout SDPA takes its plain path on a CPU, and
-    this is the same computation.
+    Without dropout, or off the CPU, it is SDPA. With dropout SDPA takes its plain path on a CPU,
+    and this is the same computation.
 
     Args:
         module: The layer that asks.

@@ -146,7 +146,8 @@ def _locked(root: Path) -> Iterator[None]:
     """Keep a second run out of the work folder."""
     with (root / "lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Not flock: processes that datatrove forks would keep it, should this one be killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(f"{root}: another lert-ds prepare is at work there") from error
         yield

@@ -17,7 +17,7 @@ CONFIGURED = {"prepare": PrepareConfig, "pretrain": PretrainRun}
 
 
 def commands() -> list[str]:
-    """Every indented `lert-ds …` or `deepspeed … --module lert_ds …` line, continued lines joined."""
+    """Every indented line of `lert-ds …` or `deepspeed …`, continued lines joined."""
     blocks = re.sub(r"\\\n\s+", "", README)
     lines = re.findall(r"^    ((?:lert-ds|deepspeed) [a-z-].*)$", blocks, re.MULTILINE)
     return [line.partition("  #")[0].strip() for line in lines]

@@ -43,6 +43,13 @@ class Tokens(NamedTuple):
         return Tokens(self.ids[start:end], self.word_starts[start:end], tags)
 
 
+class _Classes(dict[str | None, int]):
+    """Tag to class; any other tag, or None, to IGNORE_INDEX."""
+
+    def __missing__(self, _: str | None) -> int:
+        return IGNORE_INDEX
+
+
 class Aligner:
     """Aligns sentences with the pieces of one tokenizer and the classes of one set of tags."""
 
@@ -51,7 +58,7 @@ class Aligner:
         self.counts: Counter[str] = Counter()
         self._encoder = encoder
         self._classes = {
-            task: {tag: number for number, tag in enumerate(tag_sets.get(task, ()))}
+            task: _Classes({tag: number for number, tag in enumerate(tag_sets.get(task, ()))})
             for task in TASKS
         }
 
@@ -145,7 +152,7 @@ class Aligner:
                 self.counts[f"{task}: sentence without tags (words)"] += len(sentence.words)
                 classes += [IGNORE_INDEX] * len(sentence.words)
                 continue
-            found = [known.get(tag, IGNORE_INDEX) for tag in tags]  # type: ignore[arg-type]
+            found = list(map(known.__getitem__, tags))
             if IGNORE_INDEX in found:
                 self._count_unknown(task, tags, known)
             classes += found
@@ -153,7 +160,7 @@ class Aligner:
         return np.array([*classes, IGNORE_INDEX], dtype=np.uint8)
 
     def _count_unknown(
-        self, task: str, tags: Sequence[str | None], known: Mapping[str, int]
+        self, task: str, tags: Sequence[str | None], known: Mapping[str | None, int]
     ) -> None:
         for tag in tags:
             if tag is None:

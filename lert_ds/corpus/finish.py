@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lert_ds.corpus.assemble import SIDES, TRAIN
-from lert_ds.corpus.statistics import render, summarise
+from lert_ds.corpus.corpus_statistics import render, summarise
 from lert_ds.corpus.vocabulary import Vocabulary, load_tokenizer, save_tokenizer
 from lert_ds.corpus.work import Work, total
 from lert_ds.data.shards import HELD_OUT, MANIFEST, Manifest, write_manifest

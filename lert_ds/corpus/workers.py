@@ -11,6 +11,7 @@ import multiprocess  # type: ignore[import-untyped]  # the fork of the standard'
 from lert_ds.errors import CorpusError
 
 _POLL_SECONDS = 1.0
+_SIGNAL = signal.SIGUSR1  # SIGINT is ignored where a shell runs us in the background
 
 
 def preload(module: str) -> None:
@@ -29,7 +30,10 @@ def noticing_dead_workers(title: str, workers: int) -> Iterator[None]:
     Raises:
         CorpusError: a worker was killed.
     """
-    stop, died = threading.Event(), threading.Event()
+    if workers == 1 or threading.current_thread() is not threading.main_thread():
+        yield  # no pool, or nobody who can be interrupted
+        return
+    stop = threading.Event()
     # Processes are numbered: after this one come datatrove's manager, then the pool's workers.
     last = _number(multiprocess.Process()) + 1 + workers
 
@@ -37,26 +41,24 @@ def noticing_dead_workers(title: str, workers: int) -> Iterator[None]:
         while not stop.wait(_POLL_SECONDS):
             children = [c for c in multiprocess.active_children() if "PoolWorker" in c.name]
             if any(_number(child) > last for child in children):  # the pool has replaced one
-                died.set()
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
                 return
 
-    thread = threading.Thread(target=look, daemon=True)
-    if workers > 1 and threading.current_thread() is threading.main_thread():
-        thread.start()
-    try:
-        yield
-    except KeyboardInterrupt:
-        if not died.is_set():
-            raise
+    def interrupt(*_: object) -> None:
         raise CorpusError(
             f"{title}: a worker was killed, most often for want of memory; what is finished "
             "stays: run again with fewer executor.workers or a smaller split_megabytes"
-        ) from None
+        )
+
+    thread = threading.Thread(target=look, daemon=True)
+    before = signal.signal(_SIGNAL, interrupt)
+    thread.start()
+    try:
+        yield
     finally:
         stop.set()
-        if thread.is_alive():
-            thread.join()
+        thread.join()
+        signal.signal(_SIGNAL, before)
 
 
 def _number(process: Any) -> int:

@@ -1,9 +1,10 @@
 """`lert-ds prepare` as a user runs it: the same bytes always, and mistakes in one sentence."""
 
-import fcntl
 import gzip
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -494,10 +495,17 @@ def test_two_runs_do_not_share_a_work_folder(
     prose: Path, tmp_path: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "corpus.work").mkdir()
-    with (tmp_path / "corpus.work" / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    program = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print()"
+    )
+    command = [sys.executable, "-c", f"{program}; input()", str(tmp_path / "corpus.work" / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
         message = refused(capsys, lambda: prepare(f"input={prose}"))
+        other.kill()
     assert "another lert-ds prepare is at work" in message
+    prepare(f"input={prose}")
 
 
 def test_a_run_stopped_while_it_moved_the_corpus_only_moves_it(

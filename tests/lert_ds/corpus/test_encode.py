@@ -51,6 +51,14 @@ def test_a_vocabulary_without_the_probe_letter(tmp_path: Path) -> None:
         check(vocabulary, Encoder(vocabulary.tokenizer), text)
 
 
+def test_letters_that_stand_alone_as_pieces_are_still_joined(tmp_path: Path) -> None:
+    path = tmp_path / "vocab.txt"
+    path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n##a\n##b\n你\n", "utf-8")
+    vocabulary = load_tokenizer(str(path))
+    for text in ("ab", "你ba你", "abab b a"):
+        check(vocabulary, Encoder(vocabulary.tokenizer), text)
+
+
 def test_special_tokens_in_text_are_text(vocabulary: Vocabulary) -> None:
     found = Encoder(vocabulary.tokenizer).encode("[MASK]我[PAD]")
     assert not {0, 2, 3, 4} & set(found.ids.tolist())

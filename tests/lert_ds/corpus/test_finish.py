@@ -56,12 +56,18 @@ def test_a_corpus_and_its_held_out_part(ready: Work) -> None:
     assert manifest.versions.keys() >= {"lert-ds", "tokenizers", "jieba"}
 
 
-@pytest.mark.parametrize("function", ["write_manifest", "_move_annotations", "save_tokenizer"])
+@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("function", ["write_manifest", "save_tokenizer"])
 def test_a_finish_that_was_stopped_can_be_repeated(
-    ready: Work, monkeypatch: pytest.MonkeyPatch, function: str
+    ready: Work, monkeypatch: pytest.MonkeyPatch, function: str, call: int
 ) -> None:
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+    original, calls = getattr(module, function), []
+
+    def stop(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return original(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, function, stop)

@@ -25,7 +25,13 @@ def touch(folder: Path, *names: str, content: str = "x") -> None:
 def test_files_folders_globs_and_samples_each_once_in_order(tmp_path: Path) -> None:
     touch(tmp_path, "b.txt", "a.txt.gz", "sub/c.jsonl.zst", "notes.md", ".hidden.txt")
     touch(tmp_path, "empty.txt", content="")
-    given = [tmp_path / "b.txt", tmp_path, tmp_path / "*.gz", Path("samples:prose.txt")]
+    given = [
+        tmp_path / "b.txt",
+        tmp_path / "sub" / ".." / "b.txt",
+        tmp_path,
+        tmp_path / "*.gz",
+        Path("samples:prose.txt"),
+    ]
     files, empty = find_files(given, FORMATS)
     names = [path.name for path in files]
     assert names == ["b.txt", "a.txt.gz", "c.jsonl.zst", "prose.txt"]

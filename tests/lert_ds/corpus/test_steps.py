@@ -52,6 +52,19 @@ def test_annotate_writes_sentences_and_what_it_counted(make_work: MakeWork, tmp_
     assert record["shares"] == sorted(record["shares"])
 
 
+def test_an_annotator_that_serves_several_tasks_counts_for_each(
+    make_work: MakeWork, tmp_path: Path
+) -> None:
+    row = "\t".join("_" * 8)
+    block = f"1-2\tdu\t{row}\n1\tde\t{row}\n2\tle\t{row}\n\n"  # one count a block
+    for name, blocks in (("a", 1), ("b", 3)):
+        write(tmp_path / f"{name}.conllu", block * blocks)
+    work = make_work(input=str(tmp_path / "*.conllu"), annotator={"kind": "conllu"})
+    annotate_all(work)
+    counts = [sum(record["counts"].values()) for record in work.records("annotated")]
+    assert counts == [1, 3]
+
+
 @pytest.mark.usefixtures("pairs")
 def test_repeated_sentences_go_across_tasks(make_work: MakeWork, tmp_path: Path) -> None:
     text = "我爱北京。今天好。\n\n" + "\n\n".join(f"{i}在北京。我爱 北京。" for i in range(6))

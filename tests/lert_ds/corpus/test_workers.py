@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import multiprocess
 import pytest
@@ -17,6 +18,15 @@ def die(number: int) -> int:
     return number
 
 
+@pytest.fixture
+def _in_the_background() -> Iterator[None]:
+    """Ignore SIGINT, as a shell has it for what it runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_in_the_background")
 def test_a_killed_worker_is_noticed() -> None:
     context = multiprocess.get_context("fork")  # quick; the pool is the same
     started = time.monotonic()

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lert_ds.corpus.statistics import NO_TAG, entropy, render, summarise
+from lert_ds.corpus.corpus_statistics import NO_TAG, entropy, render, summarise
 from lert_ds.labels import IGNORE_INDEX, TASKS
 
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
