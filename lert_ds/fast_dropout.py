@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -93,8 +93,8 @@ AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def use_fast_dropout(model: nn.Module) -> None:
-    """Give `model`, of transformers, the dropout of this module, in place; no weight changes."""
+def use_fast_dropout(model: PreTrainedModel) -> None:
+    """Give `model` the dropout of this module, in place; no weight changes."""
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = FastDropout
