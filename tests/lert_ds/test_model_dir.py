@@ -320,29 +320,6 @@ def test_refusals_name_the_file(vocabulary: Path, tmp_path: Path) -> None:
     refused(r"model: a model folder without weights \(no model.safetensors")
 
 
-def test_hub_names_need_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def offline(*args: Any, **kwargs: Any) -> str:
-        raise ConnectionError("offline\nmode")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    message = "hfl/chinese-lert-base: no folder of this name is here, and the Hugging Face hub .*"
-    with pytest.raises(ModelError, match=rf"{message}offline mode"):
-        model_dir.load("hfl/chinese-lert-base")
-    asked = []
-
-    def hub(name: str, allow_patterns: list[str]) -> str:
-        asked.append("pytorch_model.bin" in allow_patterns)
-        return str(tmp_path / "bert")
-
-    save_bert(tmp_path / "bert")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
-    assert model_dir.load("hfl/chinese-lert-base")[1].folder == tmp_path / "bert"
-    (tmp_path / "bert" / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="without weights"):
-        model_dir.load("hfl/chinese-lert-base")
-    assert asked == [False, False, True]  # a pickle is fetched only where there is nothing else
-
-
 def test_saving_replaces_whole_or_not_at_all(
     vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,15 +359,6 @@ def test_what_could_not_be_loaded_is_not_saved(vocabulary: Path, tmp_path: Path)
     with pytest.raises(AssertionError, match="intermediate"):
         model_dir.save(model, vocabulary, tmp_path / "model")
     assert not (tmp_path / "model").exists()
-
-
-def test_tokenizer_of_another_model_is_refused(vocabulary: Path, tmp_path: Path) -> None:
-    model_dir.save(make_model(), vocabulary, tmp_path / "model")
-    model_dir.check_tokenizer(tmp_path / "model", sha256_of(vocabulary / "vocab.txt"))
-    (tmp_path / "model" / "vocab.txt").unlink()  # tokenizer.json says the same
-    model_dir.check_tokenizer(tmp_path / "model", sha256_of(vocabulary / "vocab.txt"))
-    with pytest.raises(ModelError, match="its tokenizer differs from that of the corpus"):
-        model_dir.check_tokenizer(tmp_path / "model", "0" * 64)
 
 
 @pytest.mark.parametrize("shape", [{}, UNEVEN])
