@@ -105,7 +105,8 @@ def add_config_arguments(
     parser: argparse.ArgumentParser, cls: type[config.Config], preset_folder: Path
 ) -> None:
     """Give `parser` the arguments of a command that is driven by a configuration."""
-    presets = ", ".join(sorted(path.stem for path in preset_folder.glob("*.toml")))
+    command = parser.prog.split()[-1]
+    presets = ", ".join(sorted(path.stem for path in preset_folder.glob(f"{command}-*.toml")))
     parser.add_argument("config", metavar="CONFIG", help="a .toml file, or a preset by name")
     parser.add_argument("overrides", metavar="key.path=value", nargs="*", help="wins over the file")
     parser.add_argument(

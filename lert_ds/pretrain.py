@@ -12,7 +12,7 @@ from typing import Literal, Self
 import torch
 from pydantic import model_validator
 
-from lert_ds import arithmetic, cli, distributed, model_dir, training
+from lert_ds import arithmetic, cli, distributed, model_dir, training, training_run
 from lert_ds.config import Config, dump
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.data.shards import Corpus
@@ -93,7 +93,7 @@ class ArchitectureConfig(Config):
         )
 
 
-class PretrainRun(training.TrainingRun):
+class PretrainRun(training_run.TrainingRun):
     """Configuration of `lert-ds pretrain`."""
 
     architecture: ArchitectureConfig = ArchitectureConfig()
@@ -120,17 +120,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Pre-train as configured, or say what that would take."""
     config = cli.read_config(PretrainRun, arguments)
-    corpora = training.open_corpora(config)
+    corpora = training_run.open_corpora(config)
     if arguments.dry_run:
         processes = arguments.processes or distributed.world_size()
         _, numbers = _plan(config, corpora, processes)
         cli.print_config(config)
-        print(training.explain(config, numbers, corpora, processes))  # noqa: T201
+        print(training_run.explain(config, numbers, corpora, processes))  # noqa: T201
         return
     pretrain(config, corpora)
 
 
-def pretrain(config: PretrainRun, corpora: training.Corpora) -> None:
+def pretrain(config: PretrainRun, corpora: training_run.Corpora) -> None:
     """Train and write the model folder; every process must call it.
 
     Raises:
@@ -141,7 +141,7 @@ def pretrain(config: PretrainRun, corpora: training.Corpora) -> None:
     objective = PretrainingObjective(model, config.lip, config.train.steps)
     with training.prepared(config, corpora):
         if distributed.is_main():
-            logger.info(training.explain(config, numbers, corpora, distributed.world_size()))
+            logger.info(training_run.explain(config, numbers, corpora, distributed.world_size()))
         trained = training.fit(config, objective, corpora, numbers)
         if distributed.is_main():
             _write_result(config, corpora, model.config, trained)
@@ -149,8 +149,8 @@ def pretrain(config: PretrainRun, corpora: training.Corpora) -> None:
 
 
 def _plan(
-    config: PretrainRun, corpora: training.Corpora, processes: int
-) -> tuple[LertConfig, training.Arithmetic]:
+    config: PretrainRun, corpora: training_run.Corpora, processes: int
+) -> tuple[LertConfig, training_run.Arithmetic]:
     """Return the model's configuration and the run's arithmetic, having checked what can be."""
     corpus, tasks = corpora.train, config.lip.tasks
     model_config = config.architecture.model_config_for(corpus, tasks)
@@ -174,7 +174,7 @@ def _plan(
         vocabulary_size=model_config.vocab_size,
     )
     parameters = model_dir.count_parameters(model_config)
-    return model_config, training.work_out(config, shape, parameters, corpus.length, processes)
+    return model_config, training_run.work_out(config, shape, parameters, corpus.length, processes)
 
 
 def _make_model(config: PretrainRun, model_config: LertConfig) -> LertForPreTraining:
@@ -195,7 +195,7 @@ def _make_model(config: PretrainRun, model_config: LertConfig) -> LertForPreTrai
 
 def _write_result(
     config: PretrainRun,
-    corpora: training.Corpora,
+    corpora: training_run.Corpora,
     model_config: LertConfig,
     trained: training.Trained,
 ) -> None:

@@ -1,13 +1,11 @@
-"""What every training shares, from its configuration to its model folder.
+"""What every training shares once it starts: a planned run to weights and a summary.
 
-    configuration → corpora → objective → engine → trainer → weights → model folder, summary.json
+    run folder → engine → trainer → weights, summary       before that: training_run.py
 
 A command builds the objective; pre-training, distillation and recovery differ in nothing else.
 """
 
-import hashlib
 import importlib.metadata
-import logging
 import platform
 import shutil
 import subprocess
@@ -16,185 +14,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from lert_ds import arithmetic, distributed
-from lert_ds.config import Config, Paths, dump
+from lert_ds.config import dump
 from lert_ds.data.loader import evaluation_batches, training_batches
-from lert_ds.data.masking import MaskingConfig
-from lert_ds.data.sampler import MicroBatches, check_batch_size
-from lert_ds.data.shards import HELD_OUT, MANIFEST, Corpus
-from lert_ds.errors import CheckpointError, ConfigError, CorpusError
+from lert_ds.data.sampler import MicroBatches
+from lert_ds.errors import CheckpointError
 from lert_ds.files import refuse_finished, write_json
 from lert_ds.labels import IGNORE_INDEX
 from lert_ds.objective import Batch
-from lert_ds.train import deepspeed_config
 from lert_ds.train.checkpoint import Checkpoints
 from lert_ds.train.engine import Engine, join_processes, leave_processes
-from lert_ds.train.optim import OptimizerConfig
-from lert_ds.train.schedule import ScheduleConfig
-from lert_ds.train.tracking import WANDB_ID, Reporter, TrackingConfig
-from lert_ds.train.trainer import Data, TrainConfig, Trainer
-
-logger = logging.getLogger(__name__)
+from lert_ds.train.tracking import WANDB_ID, Reporter
+from lert_ds.train.trainer import Data, Trainer
+from lert_ds.training_run import Arithmetic, Corpora, TrainingRun
 
 FINISHED = "model/config.json"
 """What a finished run folder holds."""
-
-
-class TrainingRun(Config):
-    """The keys that every training has."""
-
-    output: Path
-    """Run folder to write: config.json, metrics.jsonl, checkpoints, model."""
-    corpus: Paths
-    """Corpus folder, or a list of them, to train on."""
-    corpus_valid: Paths = ()
-    """Corpus folders to evaluate on; by default the held_out folders of the corpus."""
-    deepspeed: Path = Path("ds_configs/zero1_bf16.json")
-    """DeepSpeed's JSON: ZeRO stage, offload, precision, communication."""
-    seed: int = Field(20221110, ge=0)
-    """Of the first weights, the order of instances, their masks and dropout."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the newest checkpoint in the output folder; never: start from step 0."""
-    overwrite: bool = False
-    """Replace what the output folder holds, finished or not."""
-    masking: MaskingConfig = MaskingConfig()
-    """Which tokens are predicted."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """The optimizer."""
-    schedule: ScheduleConfig = ScheduleConfig()
-    """The learning rate over the run."""
-    tracking: TrackingConfig = TrackingConfig()
-    """Where the numbers go."""
-    train: TrainConfig
-    """Steps, batch, learning rate, how often to look."""
-
-
-@dataclass(frozen=True)
-class Corpora:
-    """What a run trains and is evaluated on."""
-
-    train: Corpus
-    valid: Corpus | None
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the training manifests: the same instances in the same order."""
-        manifests = [(folder / MANIFEST).read_bytes() for folder in self.train.folders]
-        return hashlib.sha256(b"".join(manifests)).hexdigest()
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """The numbers that follow from a configuration before anything is trained."""
-
-    shape: arithmetic.Shape
-    parameters: int
-    masked_share: float
-    accumulation: int
-    tree: dict[str, Any]
-    """DeepSpeed's resolved configuration."""
-    flops_per_token: float
-    memory: arithmetic.Memory
-
-
-def open_corpora(run: TrainingRun) -> Corpora:
-    """Return the corpora of a run.
-
-    Raises:
-        CorpusError: one is missing, cut short, or of another tokenizer, length or tag set.
-    """
-    if not run.corpus:
-        raise ConfigError("corpus is empty; name one corpus folder or more")
-    train = Corpus(run.corpus)
-    if not len(train):
-        raise CorpusError(f"{run.corpus[0]}: the corpus has no instance")
-    held_out = [folder / HELD_OUT for folder in run.corpus]
-    valid = run.corpus_valid or tuple(folder for folder in held_out if folder.is_dir())
-    corpora = Corpora(train, Corpus(valid) if valid else None)
-    if corpora.valid is not None:
-        # One corpus of all folders refuses whatever differs between any two of them.
-        Corpus([run.corpus[0], *valid])
-    return corpora
-
-
-def work_out(
-    run: TrainingRun,
-    shape: arithmetic.Shape,
-    parameters: int,
-    length: int,
-    processes: int,
-) -> Arithmetic:
-    """Return the batch, the operations and the memory of a run on `processes`.
-
-    Raises:
-        ConfigError: the batch does not divide, or DeepSpeed's JSON contradicts the run.
-    """
-    train = run.train
-    check_batch_size(train.batch_size, train.micro_batch_size, processes)
-    accumulation = train.batch_size // (train.micro_batch_size * processes)
-    tree = deepspeed_config.resolve(
-        run.deepspeed,
-        {
-            "train_batch_size": train.batch_size,
-            "train_micro_batch_size_per_gpu": train.micro_batch_size,
-            "gradient_accumulation_steps": accumulation,
-            "gradient_clipping": train.gradient_clipping,
-        },
-    )
-    masked_share = run.masking.budget(length - 2, length) / length
-    memory = arithmetic.memory_per_process(
-        shape,
-        parameters,
-        stage=deepspeed_config.stage(tree),
-        precision=deepspeed_config.precision(tree),
-        processes=processes,
-        micro_batch_size=train.micro_batch_size,
-        length=length,
-        masked_share=masked_share,
-        checkpointing=train.gradient_checkpointing,
-        offload_optimizer=deepspeed_config.offloads_optimizer(tree),
-        offload_parameters=deepspeed_config.offloads_parameters(tree),
-    )
-    flops = arithmetic.flops_per_token(shape, length, masked_share)
-    return Arithmetic(shape, parameters, masked_share, accumulation, tree, flops, memory)
-
-
-def explain(run: TrainingRun, numbers: Arithmetic, corpora: Corpora, processes: int) -> str:
-    """Return the arithmetic of a run as text, for --dry-run."""
-    train, memory, corpus = run.train, numbers.memory, corpora.train
-    tokens = train.steps * train.batch_size * corpus.length
-    gib = 2**30
-    rows = [
-        ("parameters", f"{numbers.parameters:,}"),
-        (
-            "batch",
-            f"{train.batch_size:,} instances = {train.micro_batch_size} a micro-batch × "
-            f"{numbers.accumulation} accumulated × {processes} processes",
-        ),
-        ("corpus", f"{len(corpus):,} instances of {corpus.length} tokens"),
-        ("held out", f"{len(corpora.valid):,} instances" if corpora.valid else "none"),
-        ("masked", f"{numbers.masked_share:.1%} of the tokens"),
-        ("steps", f"{train.steps:,} = {train.steps * train.batch_size / len(corpus):,.1f} epochs"),
-        ("tokens", f"{tokens:,}"),
-        (
-            "operations",
-            f"{numbers.flops_per_token:.3g} a token, {numbers.flops_per_token * tokens:.3g} in all",
-        ),
-        (
-            "memory a process",
-            f"{memory.device_total / gib:.2f} GiB = weights {memory.weights / gib:.2f} + gradients "
-            f"{memory.gradients / gib:.2f} + optimizer {memory.optimizer / gib:.2f} + activations "
-            f"about {memory.activations / gib:.2f}; on the host {memory.host / gib:.2f}",
-        ),
-    ]
-    return "\n".join(f"{name:<17} {text}" for name, text in rows)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from lert_ds import cli, config, pretrain, training
+from lert_ds import cli, config, pretrain, training, training_run
 from lert_ds.train.engine import leave_processes
 
 
@@ -21,7 +21,7 @@ def main() -> None:
     training.leave_processes = lambda: None
     for tree in runs:
         run = config.parse(pretrain.PretrainRun, tree, "matrix")
-        pretrain.pretrain(run, training.open_corpora(run))
+        pretrain.pretrain(run, training_run.open_corpora(run))
     leave_processes()
 
 

@@ -4,67 +4,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lert_ds import arithmetic, training
+from lert_ds import training, training_run
 from lert_ds.config import parse
 from lert_ds.data.shards import HELD_OUT, Corpus
-from lert_ds.errors import ConfigError, CorpusError
 from lert_ds.labels import IGNORE_INDEX
 
-SHAPE = arithmetic.Shape(
-    layers=2, hidden_size=32, intermediate_size=64, heads=2, vocabulary_size=45
-)
 
-
-def run_on(corpus: Path, output: Path, **changes: Any) -> training.TrainingRun:
+def run_on(corpus: Path, output: Path, **changes: Any) -> training_run.TrainingRun:
     tree = {
         "output": str(output),
         "corpus": str(corpus),
         "deepspeed": "ds_configs/zero2_bf16.json",
         "train": {"steps": 10, "batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-3},
     }
-    return parse(training.TrainingRun, tree | changes, "test")
-
-
-def test_the_held_out_folder_is_found(tiny_corpus: Path, tmp_path: Path) -> None:
-    corpora = training.open_corpora(run_on(tiny_corpus, tmp_path))
-    assert corpora.valid is not None
-    assert corpora.valid.folders == [tiny_corpus / HELD_OUT]
-    assert (len(corpora.train), len(corpora.valid)) == (64, 13)
-
-
-def test_a_named_held_out_corpus_wins(tiny_corpus: Path, tmp_path: Path) -> None:
-    corpora = training.open_corpora(run_on(tiny_corpus, tmp_path, corpus_valid=str(tiny_corpus)))
-    assert corpora.valid is not None
-    assert len(corpora.valid) == 64
-
-
-def test_the_batch_is_solved_for_the_processes(tiny_corpus: Path, tmp_path: Path) -> None:
-    run = run_on(tiny_corpus, tmp_path)
-    for processes, accumulation in ((1, 4), (2, 2), (4, 1)):
-        numbers = training.work_out(run, SHAPE, 1000, 32, processes)
-        assert numbers.accumulation == accumulation
-        assert numbers.tree["gradient_accumulation_steps"] == accumulation
-        assert numbers.tree["train_micro_batch_size_per_gpu"] == 2
-    assert numbers.masked_share == pytest.approx(4 / 32)  # 15 % of 30 tokens, cut to 75/512
-
-
-def test_a_batch_that_does_not_divide_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"train.batch_size = 8 .*train.micro_batch_size = 2"):
-        training.work_out(run_on(tiny_corpus, tmp_path), SHAPE, 1000, 32, 3)
-
-
-def test_the_dry_run_tells_the_arithmetic(tiny_corpus: Path, tmp_path: Path) -> None:
-    run = run_on(tiny_corpus, tmp_path)
-    corpora = training.open_corpora(run)
-    text = training.explain(run, training.work_out(run, SHAPE, 1000, 32, 2), corpora, 2)
-    assert "8 instances = 2 a micro-batch × 2 accumulated × 2 processes" in text
-    assert "64 instances of 32 tokens" in text
-    assert "10 = 1.2 epochs" in text
-    assert "2,560" in text  # tokens
+    return parse(training_run.TrainingRun, tree | changes, "test")
 
 
 def test_baselines_are_of_the_held_out_text(tiny_corpus: Path, tmp_path: Path) -> None:
-    found = training.baselines(training.open_corpora(run_on(tiny_corpus, tmp_path)))
+    found = training.baselines(training_run.open_corpora(run_on(tiny_corpus, tmp_path)))
     corpus = Corpus([tiny_corpus / HELD_OUT])
     ids = np.concatenate([corpus[index].input_ids[1:-1] for index in range(len(corpus))])
     shares = np.unique(ids, return_counts=True)[1] / len(ids)
@@ -73,20 +30,6 @@ def test_baselines_are_of_the_held_out_text(tiny_corpus: Path, tmp_path: Path) -
     tags = tags[tags != IGNORE_INDEX]
     majority = np.bincount(tags).max() / len(tags)
     assert found["ner/accuracy"]["majority tag"] == pytest.approx(majority)
-
-
-def test_the_fingerprint_changes_with_the_corpus(tiny_corpus: Path, tmp_path: Path) -> None:
-    whole = training.open_corpora(run_on(tiny_corpus, tmp_path))
-    part = training.open_corpora(run_on(tiny_corpus / HELD_OUT, tmp_path))
-    assert whole.fingerprint != part.fingerprint
-    assert part.valid is None
-
-
-def test_no_corpus_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="corpus is empty"):
-        training.open_corpora(run_on(tiny_corpus, tmp_path).model_copy(update={"corpus": ()}))
-    with pytest.raises(CorpusError, match="nowhere"):
-        training.open_corpora(run_on(tmp_path / "nowhere", tmp_path))
 
 
 def test_overwriting_clears_only_what_a_run_writes(tiny_corpus: Path, tmp_path: Path) -> None:
