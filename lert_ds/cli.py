@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -133,5 +134,7 @@ def set_up_logging() -> None:
     """Log to standard error: rank 0 from INFO, the others from WARNING, LERT_DS_LOG overrides."""
     level = os.environ.get("LERT_DS_LOG", "INFO" if distributed.is_main() else "WARNING")
     logging.basicConfig(level=level.upper(), format="%(message)s", stream=sys.stderr, force=True)
+    # DeepSpeed 0.19 calls them by their old names; the user can do nothing about it.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
     for noisy in ("httpx", "jieba", "filelock", "fsspec", "urllib3", "torch.distributed"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -9,7 +9,6 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -46,13 +45,6 @@ def sum_over_ranks(tensor: "Tensor") -> "Tensor":
         tensor = tensor.clone()
         torch.distributed.all_reduce(tensor)
     return tensor
-
-
-def any_rank(flag: bool, device: "torch.device") -> bool:
-    """Return whether `flag` is true on any process; all must call it."""
-    import torch
-
-    return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item() > 0)
 
 
 def barrier() -> None:

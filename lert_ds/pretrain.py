@@ -15,7 +15,6 @@ from pydantic import model_validator
 from lert_ds import arithmetic, cli, distributed, model_dir, training, training_run
 from lert_ds.config import Config, dump
 from lert_ds.configuration_lert import LertConfig
-from lert_ds.data.shards import Corpus
 from lert_ds.errors import ConfigError
 from lert_ds.fast_dropout import use_fast_dropout
 from lert_ds.files import write_json
@@ -76,10 +75,12 @@ class ArchitectureConfig(Config):
         given = getattr(self, key)
         return SIZES[self.size][key] if given is None else int(given)
 
-    def model_config_for(self, corpus: Corpus, tasks: tuple[str, ...]) -> LertConfig:
-        """Return the model's configuration for the vocabulary and the tags of `corpus`."""
+    def model_config_for(
+        self, facts: training_run.CorpusFacts, tasks: tuple[str, ...]
+    ) -> LertConfig:
+        """Return the model's configuration for the vocabulary and the tags of a corpus."""
         return LertConfig(
-            vocab_size=corpus.manifest.vocabulary_size,
+            vocab_size=facts.vocabulary_size,
             hidden_size=self.number("hidden_size"),
             num_hidden_layers=self.number("layers"),
             num_attention_heads=self.number("heads"),
@@ -88,8 +89,8 @@ class ArchitectureConfig(Config):
             hidden_dropout_prob=self.dropout,
             attention_probs_dropout_prob=self.dropout,
             initializer_range=self.initializer_range,
-            pad_token_id=corpus.manifest.special_ids["pad"],
-            tag_sets={task: list(corpus.tag_sets[task]) for task in tasks},
+            pad_token_id=facts.pad_id,
+            tag_sets={task: list(facts.tag_sets[task]) for task in tasks},
         )
 
 
@@ -120,14 +121,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Pre-train as configured, or say what that would take."""
     config = cli.read_config(PretrainRun, arguments)
-    corpora = training_run.open_corpora(config)
     if arguments.dry_run:
         processes = arguments.processes or distributed.world_size()
-        _, numbers = _plan(config, corpora, processes)
+        if any(folder.exists() for folder in config.corpus):
+            facts = training_run.CorpusFacts.of(training_run.open_corpora(config))
+        else:
+            facts = training_run.CorpusFacts.assumed(config.architecture.positions)
+        _, numbers = _plan(config, facts, processes)
         cli.print_config(config)
-        print(training_run.explain(config, numbers, corpora, processes))  # noqa: T201
+        print(training_run.explain(config, numbers, facts, processes))  # noqa: T201
         return
-    pretrain(config, corpora)
+    pretrain(config, training_run.open_corpora(config))
 
 
 def pretrain(config: PretrainRun, corpora: training_run.Corpora) -> None:
@@ -136,12 +140,15 @@ def pretrain(config: PretrainRun, corpora: training_run.Corpora) -> None:
     Raises:
         UserError: something does not fit; nothing has been changed then.
     """
-    model_config, numbers = _plan(config, corpora, distributed.world_size())
+    facts, processes = training_run.CorpusFacts.of(corpora), distributed.world_size()
+    if config.init_from is not None:
+        manifest = corpora.train.manifest
+        model_dir.check_tokenizer(config.init_from, manifest.tokenizer_sha256)
+    model_config, numbers = _plan(config, facts, processes)
     model = _make_model(config, model_config)
     objective = PretrainingObjective(model, config.lip, config.train.steps)
     with training.prepared(config, corpora):
-        if distributed.is_main():
-            logger.info(training_run.explain(config, numbers, corpora, distributed.world_size()))
+        logger.info(training_run.explain(config, numbers, facts, processes))
         trained = training.fit(config, objective, corpora, numbers)
         if distributed.is_main():
             _write_result(config, corpora, model.config, trained)
@@ -149,21 +156,19 @@ def pretrain(config: PretrainRun, corpora: training_run.Corpora) -> None:
 
 
 def _plan(
-    config: PretrainRun, corpora: training_run.Corpora, processes: int
+    config: PretrainRun, facts: training_run.CorpusFacts, processes: int
 ) -> tuple[LertConfig, training_run.Arithmetic]:
     """Return the model's configuration and the run's arithmetic, having checked what can be."""
-    corpus, tasks = corpora.train, config.lip.tasks
-    model_config = config.architecture.model_config_for(corpus, tasks)
+    model_config = config.architecture.model_config_for(facts, config.lip.tasks)
     if config.init_from is not None:
-        model_dir.check_tokenizer(config.init_from, corpus.manifest.tokenizer_sha256)
         tag_sets = model_config.tag_sets
         model_config = model_dir.read_config(model_dir.resolve(config.init_from))
         model_config.tag_sets = tag_sets
     positions = model_config.max_position_embeddings
-    if corpus.length > positions:
+    if facts.length > positions:
         raise ConfigError(
-            f"{corpus.folders[0]}: instances of {corpus.length} tokens, but the model has "
-            f"{positions} positions; set architecture.positions={corpus.length} or prepare the "
+            f"{config.corpus[0]}: instances of {facts.length} tokens, but the model has "
+            f"{positions} positions; set architecture.positions={facts.length} or prepare the "
             f"corpus with max_length={positions}"
         )
     shape = arithmetic.Shape(
@@ -174,7 +179,8 @@ def _plan(
         vocabulary_size=model_config.vocab_size,
     )
     parameters = model_dir.count_parameters(model_config)
-    return model_config, training_run.work_out(config, shape, parameters, corpus.length, processes)
+    numbers = training_run.work_out(config, shape, parameters, facts.length, processes)
+    return model_config, numbers
 
 
 def _make_model(config: PretrainRun, model_config: LertConfig) -> LertForPreTraining:

@@ -16,11 +16,15 @@ from lert_ds.data.masking import MaskingConfig
 from lert_ds.data.sampler import check_batch_size
 from lert_ds.data.shards import HELD_OUT, MANIFEST, Corpus
 from lert_ds.errors import ConfigError, CorpusError
+from lert_ds.labels import LTP_TAGS, TagSets
 from lert_ds.train import deepspeed_config
 from lert_ds.train.optim import OptimizerConfig
 from lert_ds.train.schedule import ScheduleConfig
 from lert_ds.train.tracking import TrackingConfig
 from lert_ds.train.trainer import TrainConfig
+
+LERT_VOCABULARY_SIZE = 21_128
+"""WordPieces of Chinese BERT and of LERT."""
 
 
 class TrainingRun(Config):
@@ -64,6 +68,39 @@ class Corpora:
         """SHA-256 of the training manifests: the same instances in the same order."""
         manifests = [(folder / MANIFEST).read_bytes() for folder in self.train.folders]
         return hashlib.sha256(b"".join(manifests)).hexdigest()
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """What the shape and the cost of a training depend on."""
+
+    length: int
+    """Tokens an instance."""
+    vocabulary_size: int
+    pad_id: int
+    tag_sets: TagSets
+    instances: int | None
+    """Of the training; None where the corpus is not there yet."""
+    held_out: int
+    """Of the evaluation."""
+
+    @classmethod
+    def of(cls, corpora: Corpora) -> "CorpusFacts":
+        """Return the facts of corpora that are there."""
+        manifest = corpora.train.manifest
+        return cls(
+            length=manifest.length,
+            vocabulary_size=manifest.vocabulary_size,
+            pad_id=manifest.special_ids["pad"],
+            tag_sets=manifest.tag_sets,
+            instances=len(corpora.train),
+            held_out=0 if corpora.valid is None else len(corpora.valid),
+        )
+
+    @classmethod
+    def assumed(cls, length: int) -> "CorpusFacts":
+        """Return the facts of a corpus as `prepare-lert` makes it, for planning ahead."""
+        return cls(length, LERT_VOCABULARY_SIZE, 0, LTP_TAGS, None, 0)
 
 
 @dataclass(frozen=True)
@@ -142,11 +179,17 @@ def work_out(
     return Arithmetic(shape, parameters, masked_share, accumulation, tree, flops, memory)
 
 
-def explain(run: TrainingRun, numbers: Arithmetic, corpora: Corpora, processes: int) -> str:
+def explain(run: TrainingRun, numbers: Arithmetic, facts: CorpusFacts, processes: int) -> str:
     """Return the arithmetic of a run as text, for --dry-run."""
-    train, memory, corpus = run.train, numbers.memory, corpora.train
-    tokens = train.steps * train.batch_size * corpus.length
+    train, memory = run.train, numbers.memory
+    tokens = train.steps * train.batch_size * facts.length
     gib = 2**30
+    if facts.instances is None:
+        corpus = f"not there yet; reckoned with instances of {facts.length} tokens"
+        epochs = ""
+    else:
+        corpus = f"{facts.instances:,} instances of {facts.length} tokens"
+        epochs = f" = {train.steps * train.batch_size / facts.instances:,.1f} epochs"
     rows = [
         ("parameters", f"{numbers.parameters:,}"),
         (
@@ -154,10 +197,10 @@ def explain(run: TrainingRun, numbers: Arithmetic, corpora: Corpora, processes: 
             f"{train.batch_size:,} instances = {train.micro_batch_size} a micro-batch × "
             f"{numbers.accumulation} accumulated × {processes} processes",
         ),
-        ("corpus", f"{len(corpus):,} instances of {corpus.length} tokens"),
-        ("held out", f"{len(corpora.valid):,} instances" if corpora.valid else "none"),
+        ("corpus", corpus),
+        ("held out", f"{facts.held_out:,} instances" if facts.held_out else "none"),
         ("masked", f"{numbers.masked_share:.1%} of the tokens"),
-        ("steps", f"{train.steps:,} = {train.steps * train.batch_size / len(corpus):,.1f} epochs"),
+        ("steps", f"{train.steps:,}{epochs}"),
         ("tokens", f"{tokens:,}"),
         (
             "operations",

@@ -127,6 +127,8 @@ class Trainer:
                 last = self.evaluate()
             if self._is_due(self._config.save_every):
                 self._save(state)
+        if not last and self._config.evaluate_every:  # resumed after the last step was saved
+            last = self.evaluate()
         return last
 
     def evaluate(self) -> dict[str, float]:

@@ -142,6 +142,12 @@ def test_the_dry_run_writes_nothing(pretrain: Pretrain, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_can_be_planned_before_there_is_a_corpus(pretrain: Pretrain, tmp_path: Path) -> None:
+    said = pretrain(f"corpus={tmp_path / 'later'}", "architecture.positions=512", "--dry-run")
+    assert "not there yet; reckoned with instances of 512 tokens" in said
+    assert "memory a process" in said
+
+
 def refused(pretrain: Pretrain, tmp_path: Path, *changes: str) -> str:
     said = pretrain(*changes, code=2)
     lines = [line for line in said.splitlines() if line.startswith("error: ")]

@@ -56,7 +56,9 @@ def test_a_batch_that_does_not_divide_is_refused(tiny_corpus: Path, tmp_path: Pa
 def test_the_dry_run_tells_the_arithmetic(tiny_corpus: Path, tmp_path: Path) -> None:
     run = run_on(tiny_corpus, tmp_path)
     corpora = training_run.open_corpora(run)
-    text = training_run.explain(run, training_run.work_out(run, SHAPE, 1000, 32, 2), corpora, 2)
+    text = training_run.explain(
+        run, training_run.work_out(run, SHAPE, 1000, 32, 2), training_run.CorpusFacts.of(corpora), 2
+    )
     assert "8 instances = 2 a micro-batch × 2 accumulated × 2 processes" in text
     assert "64 instances of 32 tokens" in text
     assert "10 = 1.2 epochs" in text

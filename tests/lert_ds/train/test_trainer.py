@@ -163,6 +163,13 @@ def test_a_non_finite_loss_stops_before_the_optimizer(tmp_path: Path) -> None:
     assert "inf or nan" in reports(tmp_path, "event")[-1]["message"]
 
 
+def test_a_run_that_was_killed_after_its_last_save_is_evaluated(tmp_path: Path) -> None:
+    expected = make(tmp_path, Regression()).fit({})
+    trainer = make(tmp_path, Regression())
+    trainer.resume("step-6")
+    assert trainer.fit({}) == expected
+
+
 def test_evaluation_restores_training(tmp_path: Path) -> None:
     objective = Regression()
     trainer = make(tmp_path, objective)
