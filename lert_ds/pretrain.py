@@ -90,7 +90,7 @@ class ArchitectureConfig(Config):
             attention_probs_dropout_prob=self.dropout,
             initializer_range=self.initializer_range,
             pad_token_id=facts.pad_id,
-            tag_sets={task: list(facts.tag_sets[task]) for task in tasks},
+            tag_sets={task: list(facts.tag_sets[task]) for task in tasks if facts.tag_sets[task]},
         )
 
 
@@ -146,7 +146,12 @@ def pretrain(config: PretrainRun, corpora: training_run.Corpora) -> None:
         model_dir.check_tokenizer(config.init_from, manifest.tokenizer_sha256)
     model_config, numbers = _plan(config, facts, processes)
     model = _make_model(config, model_config)
-    objective = PretrainingObjective(model, config.lip, config.train.steps)
+    # A treebank without entities, say: its tag set for NER is empty, and there is nothing to learn.
+    without = [task for task in config.lip.tasks if task not in model_config.tasks]
+    if without:
+        logger.warning("%s: no tags for %s", config.corpus[0], ", ".join(without))
+    lip = config.lip.model_copy(update={"tasks": model_config.tasks})
+    objective = PretrainingObjective(model, lip, config.train.steps)
     with training.prepared(config, corpora):
         logger.info(training_run.explain(config, numbers, facts, processes))
         trained = training.fit(config, objective, corpora, numbers)

@@ -130,6 +130,20 @@ def test_weights_of_another_model_are_a_start(pretrain: Pretrain, tmp_path: Path
     torch.testing.assert_close(first.state_dict()[key], second.state_dict()[key], atol=1e-6, rtol=0)
 
 
+def test_a_corpus_without_tags_for_a_task_trains_the_others(
+    pretrain: Pretrain, tmp_path: Path, tiny_corpus: Path
+) -> None:
+    copy = shutil.copytree(tiny_corpus, tmp_path / "copy")
+    for path in (copy / MANIFEST, copy / "held_out" / MANIFEST):
+        tree = json.loads(path.read_text("utf-8"))
+        tree["tag_sets"]["ner"] = []
+        path.write_text(json.dumps(tree), "utf-8")
+    assert "no tags for ner" in pretrain(f"corpus={copy}")
+    valid = metrics(tmp_path / "run", "valid")[-1]
+    assert "dep/accuracy" in valid
+    assert "ner/accuracy" not in valid
+
+
 def test_mlm_alone(pretrain: Pretrain, tmp_path: Path) -> None:
     pretrain("lip.tasks=[]")
     assert not [name for name in metrics(tmp_path / "run", "train")[0] if name.startswith("pos")]
