@@ -24,8 +24,8 @@ class OptimizerConfig(Config):
     weight_decay: float = 0.01
     """Decoupled, and none on biases and LayerNorm."""
     bias_correction: bool = False
-    """LERT's AdamW has none: with 0.999 the first steps are about 1/0.03 times larger relative to
-    a corrected Adam's second moment, which the long warm-up absorbs."""
+    """LERT's AdamW has none: its first update is (1 - beta1) / sqrt(1 - beta2), 3.2, times a
+    corrected one, which the warm-up absorbs."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -158,7 +158,6 @@ def test_a_treebank_is_read_whole_with_its_own_tags(column: str) -> None:
         assert None not in sentence.dep
 
 
-@pytest.mark.skipif(not SAMPLE.is_file(), reason="the annotated sample is not written yet")
 def test_the_sample_has_ltp_tags_alone() -> None:
     config = AnnotatorConfig(kind="conllu")
     annotator = make_annotator(config, resolve_tag_sets(config, []))
