@@ -79,9 +79,9 @@ def run_trainer(corpus_folder: Path, steps: int, precision: str) -> None:
         TrainingArguments,
     )
 
+    from lert_ds.architecture import SIZES
     from lert_ds.data.masking import MaskingConfig, VocabularyFacts, instance_generator, mask
     from lert_ds.data.shards import Corpus
-    from lert_ds.pretrain import SIZES
 
     corpus = Corpus([corpus_folder])
     facts, masking = VocabularyFacts.of(corpus.manifest), MaskingConfig()

@@ -13,6 +13,11 @@ Pairs are added over micro-batches and ranks and divided once: no average of ave
 """
 
 
+def metric(total: Tensor, count: Tensor) -> Tensor:
+    """Return the `[sum, count]` pair of a metric, detached."""
+    return torch.stack([total.detach().float(), count.detach().float()])
+
+
 class Batch(NamedTuple):
     """One micro-batch of masked instances; a NamedTuple, which ZeRO-3's hooks can walk."""
 

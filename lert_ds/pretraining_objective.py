@@ -8,6 +8,7 @@ whose tag is known. The weights grow from 0 to 1, each over its own share of the
 """
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
@@ -19,7 +20,7 @@ from lert_ds.config import Config
 from lert_ds.errors import ConfigError
 from lert_ds.labels import IGNORE_INDEX
 from lert_ds.modeling_lert import LertForPreTraining
-from lert_ds.objective import Batch, Metrics, StepOutput
+from lert_ds.objective import Batch, Metrics, StepOutput, metric
 
 
 class LipConfig(Config):
@@ -53,8 +54,8 @@ def lip_weight(step: int, end_step: float) -> float:
     return min(max(step / end_step, 0.0), 1.0)
 
 
-class PretrainingObjective(nn.Module):
-    """Wraps the model that it trains; `Objective` in `lert_ds.objective` is its contract.
+class LertLoss:
+    """The losses of LERT's heads, weighed and added: logits and labels to a loss and its metrics.
 
     Metrics, each `[sum, count]`: `loss`, `mlm/loss`, `mlm/accuracy`, and for each task
     `<task>/loss`, `<task>/accuracy`, `<task>/weight`. In evaluation also `<task>/macro_f1`,
@@ -62,65 +63,109 @@ class PretrainingObjective(nn.Module):
     (of the classes that occur in prediction or truth) is macro-F1.
     """
 
+    def __init__(self, lip: LipConfig, total_steps: int) -> None:
+        """Take the tasks, whose weights grow over shares of a run of `total_steps` steps."""
+        assert total_steps > 0, total_steps
+        self.end_steps: dict[str, float] = {
+            task: getattr(lip, task) * total_steps for task in lip.tasks
+        }
+
+    def weight(self, task: str, step: int) -> float:
+        """Return the weight of a linguistic task at optimizer step `step`."""
+        return lip_weight(step, self.end_steps[task])
+
+    def __call__(
+        self, logits: Mapping[str, Tensor], batch: Batch, *, step: int, evaluating: bool
+    ) -> StepOutput:
+        """Return the loss and the metrics of one micro-batch at optimizer step `step`, from 0.
+
+        A batch without a masked position, or a task without a known tag in it, adds exactly 0; its
+        heads still take part in the backward pass, which ZeRO has to find alike on every rank.
+
+        Args:
+            logits: `mlm` and each task to [masked, classes].
+            batch: Its `labels` and `tags` are read.
+            step: Optimizer step.
+            evaluating: Count for macro-F1 too.
+        """
+        everywhere = torch.ones_like(batch.labels, dtype=torch.bool)
+        mlm = _HeadResult.of(logits["mlm"], batch.labels, everywhere)
+        loss = mlm.mean_loss()
+        metrics = mlm.metrics("mlm")
+        for task in self.end_steps:
+            tags = batch.tags[task]
+            result = _HeadResult.of(logits[task], tags, known=tags != IGNORE_INDEX)
+            weight = self.weight(task, step)
+            loss = loss + weight * result.mean_loss()
+            metrics |= result.metrics(task)
+            metrics[f"{task}/weight"] = metric(loss.new_full((), weight), loss.new_ones(()))
+            if evaluating:
+                counts = f1_counts(result.predicted, tags, classes=logits[task].shape[-1])
+                metrics[f"{task}/macro_f1"] = counts
+        metrics["loss"] = metric(loss, loss.new_ones(()))
+        return StepOutput(loss, metrics)
+
+
+def train_heads(model: LertForPreTraining, tasks: Iterable[str]) -> None:
+    """Freeze each linguistic head that is not of `tasks`: no loss moves it, nor must weight decay.
+
+    Raises:
+        ConfigError: a task has no head, for want of tags.
+    """
+    heads = model.config.tasks
+    for task in tasks:
+        if task not in heads:
+            raise ConfigError(
+                f"lip.tasks names {task}, but there are no tags for it "
+                f"(there are: {', '.join(heads) or 'none'}); take it out of lip.tasks"
+            )
+    for head in heads:
+        model.tag_head(head).requires_grad_(head in tasks)
+
+
+def masked_logits(model: LertForPreTraining, batch: Batch) -> dict[str, Tensor]:
+    """Return the logits of every head at the masked positions: `mlm` and each task, by name."""
+    output = model(
+        batch.input_ids,
+        attention_mask=batch.attention_mask,
+        masked_positions=batch.masked_positions,
+    )
+    return {"mlm": output.logits, **output.tag_logits}
+
+
+def with_perplexity(values: dict[str, float]) -> dict[str, float]:
+    """Return `values` and what follows from them: `mlm/perplexity`, e to the loss."""
+    if "mlm/loss" not in values:
+        return values
+    try:
+        perplexity = math.exp(values["mlm/loss"])
+    except OverflowError:
+        perplexity = math.inf
+    return {**values, "mlm/perplexity": perplexity}
+
+
+class PretrainingObjective(nn.Module):
+    """Wraps the model that it trains; `Objective` in `lert_ds.objective` is its contract."""
+
     def __init__(self, model: LertForPreTraining, lip: LipConfig, total_steps: int) -> None:
         """Train `model`'s MLM head and those of `lip.tasks` over a run of `total_steps` steps.
-
-        A linguistic head of another task is frozen: no loss moves it, and weight decay must not.
 
         Raises:
             ConfigError: a task has no head, for want of tags.
         """
         super().__init__()
-        assert total_steps > 0, total_steps
-        heads = model.config.tasks
-        for task in lip.tasks:
-            if task not in heads:
-                raise ConfigError(
-                    f"lip.tasks names {task}, but there are no tags for it "
-                    f"(there are: {', '.join(heads) or 'none'}); take it out of lip.tasks"
-                )
-        for head in heads:
-            model.tag_head(head).requires_grad_(head in lip.tasks)
+        train_heads(model, lip.tasks)
         self.model = model
-        self.end_steps = {task: getattr(lip, task) * total_steps for task in lip.tasks}
+        self.lert_loss = LertLoss(lip, total_steps)
 
     def forward(self, batch: Batch, *, step: int) -> StepOutput:
-        """Return the loss and the metrics of one micro-batch at optimizer step `step`, from 0.
-
-        A batch without a masked position, or a task without a known tag in it, adds exactly 0; its
-        heads still take part in the backward pass, which ZeRO has to find alike on every rank.
-        """
-        output = self.model(
-            batch.input_ids,
-            attention_mask=batch.attention_mask,
-            masked_positions=batch.masked_positions,
-        )
-        everywhere = torch.ones_like(batch.labels, dtype=torch.bool)
-        mlm = _HeadResult.of(output.logits, batch.labels, everywhere)
-        loss = mlm.mean_loss()
-        metrics = mlm.metrics("mlm")
-        for task, end_step in self.end_steps.items():
-            logits, tags = output.tag_logits[task], batch.tags[task]
-            result = _HeadResult.of(logits, tags, known=tags != IGNORE_INDEX)
-            weight = lip_weight(step, end_step)
-            loss = loss + weight * result.mean_loss()
-            metrics |= result.metrics(task)
-            metrics[f"{task}/weight"] = _pair(loss.new_full((), weight), loss.new_ones(()))
-            if not self.training:
-                counts = f1_counts(result.predicted, tags, classes=logits.shape[-1])
-                metrics[f"{task}/macro_f1"] = counts
-        metrics["loss"] = _pair(loss, loss.new_ones(()))
-        return StepOutput(loss, metrics)
+        """Return the loss and the metrics of one micro-batch at optimizer step `step`, from 0."""
+        logits = masked_logits(self.model, batch)
+        return self.lert_loss(logits, batch, step=step, evaluating=not self.training)
 
     def summary(self, values: dict[str, float]) -> dict[str, float]:
-        """Return `values` and what follows from them: `mlm/perplexity`, e to the loss."""
-        if "mlm/loss" not in values:
-            return values
-        try:
-            perplexity = math.exp(values["mlm/loss"])
-        except OverflowError:
-            perplexity = math.inf
-        return {**values, "mlm/perplexity": perplexity}
+        """Return `values` and the perplexity."""
+        return with_perplexity(values)
 
 
 class _HeadResult(NamedTuple):
@@ -146,8 +191,8 @@ class _HeadResult(NamedTuple):
 
     def metrics(self, name: str) -> Metrics:
         return {
-            f"{name}/loss": _pair(self.loss_sum, self.total),
-            f"{name}/accuracy": _pair(self.hits, self.total),
+            f"{name}/loss": metric(self.loss_sum, self.total),
+            f"{name}/accuracy": metric(self.hits, self.total),
         }
 
 
@@ -170,7 +215,3 @@ def f1_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     return torch.stack(
         [2 * hits, occurrences(predicted, known) + occurrences(labels, known)], dim=-1
     ).float()
-
-
-def _pair(total: Tensor, count: Tensor) -> Tensor:
-    return torch.stack([total.detach().float(), count.detach().float()])

@@ -100,7 +100,7 @@ def test_loss_is_the_weighted_sum(step: int, weights: tuple[float, ...]) -> None
 
 def test_published_schedule() -> None:
     """2,000,000 steps: POS, NER and DEP are in full after 333,000, 666,000 and 1,000,000."""
-    ends = make_objective(steps=2_000_000).end_steps
+    ends = make_objective(steps=2_000_000).lert_loss.end_steps
     assert [round(ends[task], -3) for task in CLASSES] == [333_000, 667_000, 1_000_000]
 
 
