@@ -1,4 +1,4 @@
-# make quickstart                      raw text → corpus → LERT by two processes → curves, on a CPU
+# make quickstart                      raw text → corpus → LERT → a smaller one → curves, on a CPU
 # make quickstart CORPUS=text          on your own text (UTF-8 .txt, .jsonl, .parquet; .gz, .zst)
 # make quickstart CORPUS=a VALID=b     evaluated on a text of yours, not on a tenth of the first
 # make test | check | bench            each makes .venv first when it is needed
@@ -15,14 +15,17 @@ PROCESSES ?= 2
 # Where the processor multiplies bf16 matrices itself, that takes two thirds of the time of fp32.
 PRECISION ?= $(if $(shell grep -m 1 -E 'avx512_bf16|amx_bf16' /proc/cpuinfo),bf16,fp32)
 RUN ?= runs/quickstart
+STUDENT := $(RUN)-student
 CORPORA ?= corpora/quickstart
 ifdef CORPUS
 SOURCE := input="$(CORPUS)"
 STEPS ?= 9000
+STUDENT_STEPS ?= 3000
 EVERY := train.report_every=100 train.evaluate_every=1000
 else
 SOURCE :=
 STEPS ?= 600
+STUDENT_STEPS ?= 300
 endif
 # Text and vocabulary of the benchmarks: those of the tests' data, beside the project.
 BENCH_TEXT ?= ../shared/data/text/wiki_train.txt
@@ -31,6 +34,10 @@ ifdef VALID
 HELD_OUT := held_out=0
 EVALUATED := corpus_valid="$(CORPORA)-valid"
 endif
+
+TRAIN = $(BIN)/deepspeed --log_level warning --num_gpus $(PROCESSES) --module lert_ds
+ON = corpus='["$(CORPORA)", "$(CORPORA)-annotated"]' $(EVALUATED) $(EVERY) \
+	deepspeed=ds_configs/cpu_$(PRECISION).json overwrite=true
 
 .PHONY: quickstart test check setup bench clean
 
@@ -56,24 +63,28 @@ test: $(READY)
 	$(BIN)/pytest -q $(PYTEST)
 
 quickstart: $(READY)
-	@echo "1/4  raw text → corpus: words, parts of speech, entities"
+	@echo "1/5  raw text → corpus: words, parts of speech, entities"
 	$(BIN)/lert-ds prepare prepare-quickstart output="$(CORPORA)" $(SOURCE) $(HELD_OUT) overwrite=true
 ifdef VALID
 	$(BIN)/lert-ds prepare prepare-quickstart input="$(VALID)" tokenizer="$(CORPORA)" held_out=0 \
 		output="$(CORPORA)-valid" overwrite=true
 endif
-	@echo; echo "2/4  sentences annotated by hand → corpus: dependency relations"
+	@echo; echo "2/5  sentences annotated by hand → corpus: dependency relations"
 	$(BIN)/lert-ds prepare prepare-quickstart-annotated \
 		tokenizer="$(CORPORA)" output="$(CORPORA)-annotated" overwrite=true
-	@echo; echo "3/4  pre-training: $(STEPS) steps, $(PROCESSES) processes, ZeRO-2"
-	$(BIN)/deepspeed --log_level warning --num_gpus $(PROCESSES) --module lert_ds pretrain \
-		pretrain-quickstart output="$(RUN)" corpus='["$(CORPORA)", "$(CORPORA)-annotated"]' \
-		deepspeed=ds_configs/cpu_$(PRECISION).json $(EVALUATED) $(EVERY) \
-		train.steps=$(STEPS) overwrite=true
-	@echo; echo "4/4  the curves, and a masked sentence"
-	$(BIN)/lert-ds report "$(RUN)"
+	@echo; echo "3/5  pre-training: $(STEPS) steps, $(PROCESSES) processes, ZeRO-2"
+	$(TRAIN) pretrain pretrain-quickstart output="$(RUN)" $(ON) train.steps=$(STEPS)
+	@echo; echo "4/5  distillation: $(STUDENT_STEPS) steps of a smaller one, with its teacher and without"
+	$(TRAIN) distill distill-quickstart teacher="$(RUN)/model" output="$(STUDENT)" $(ON) \
+		train.steps=$(STUDENT_STEPS)
+	$(TRAIN) distill distill-quickstart teacher="$(RUN)/model" output="$(STUDENT)-alone" $(ON) \
+		train.steps=$(STUDENT_STEPS) labels_only=true
+	@echo; echo "5/5  the curves, and a masked sentence"
+	$(BIN)/lert-ds report "$(RUN)" "$(STUDENT)" "$(STUDENT)-alone" --output "$(RUN)/report.html"
 	$(BIN)/lert-ds predict "$(RUN)/model" "他在中国的一[MASK]大学工作。" --top-k 3
-	@echo; echo "corpus: $(CORPORA)/statistics.md   model: $(RUN)/model   curves: $(RUN)/report.html"
+	$(BIN)/lert-ds predict "$(STUDENT)/model" "他在中国的一[MASK]大学工作。" --top-k 3
+	@echo; echo "corpus: $(CORPORA)/statistics.md   curves: $(RUN)/report.html"
+	@echo "model: $(RUN)/model   student: $(STUDENT)/model"
 
 bench: $(READY)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'

@@ -23,6 +23,7 @@ from lert_ds.errors import ConfigError, UserError
 COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("lert_ds.prepare", "raw text to an annotated corpus folder"),
     "pretrain": ("lert_ds.pretrain", "corpus folder to a pre-trained LERT, on DeepSpeed"),
+    "distill": ("distill.run", "teacher model and corpus to a smaller model, with TextBrewer"),
     "predict": ("lert_ds.predict", "fill [MASK] and tag the masked words"),
     "report": ("lert_ds.report", "the curves of runs as one HTML page"),
 }

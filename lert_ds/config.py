@@ -25,14 +25,16 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
-def _as_paths(value: object) -> object:
+def _as_several(value: object) -> object:
     # A tuple: after a validator of ours, pydantic's strict mode takes no list for one.
     values = [value] if isinstance(value, str) else value
     return tuple(values) if isinstance(values, list) else values
 
 
-Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_paths)]
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_several)]
 """One path or a list of them."""
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_several)]
+"""One name or a list of them."""
 
 
 def find(name: str, preset_folders: Iterable[Path]) -> Path:

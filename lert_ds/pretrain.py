@@ -13,11 +13,9 @@ import torch
 
 from lert_ds import arithmetic, cli, distributed, model_dir, training, training_run
 from lert_ds.architecture import ArchitectureConfig
-from lert_ds.config import dump
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError
 from lert_ds.fast_dropout import use_fast_dropout
-from lert_ds.files import write_json
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.neighbour_start import start_with_neighbours
 from lert_ds.pretraining_objective import LipConfig, PretrainingObjective
@@ -95,7 +93,7 @@ def pretrain(config: PretrainRun, corpora: training_run.Corpora) -> None:
         logger.info(training_run.explain(config, numbers, facts, processes))
         trained = training.fit(config, objective, corpora, numbers)
         if distributed.is_main():
-            _write_result(config, corpora, model.config, trained)
+            training.write_model(config, corpora, model.config, trained, prefix="model")
         distributed.barrier()
 
 
@@ -141,22 +139,3 @@ def _make_model(config: PretrainRun, model_config: LertConfig) -> LertForPreTrai
         # The reentrant kind drops gradients where a hidden state is used twice.
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
-
-
-def _write_result(
-    config: PretrainRun,
-    corpora: training_run.Corpora,
-    model_config: LertConfig,
-    trained: training.Trained,
-) -> None:
-    prefix = "model."
-    weights = {name.removeprefix(prefix): weight for name, weight in trained.weights.items()}
-    model = LertForPreTraining(model_config)
-    # What DeepSpeed trained is every parameter once; the tied ones follow the word embeddings.
-    model.load_state_dict(model.state_dict() | weights)
-    model.tie_weights()
-    record = {**trained.summary, "config": dump(config), "corpus": corpora.fingerprint}
-    folder = config.output / "model"
-    model_dir.save(model, corpora.train.folders[0], folder, record)
-    write_json(config.output / "summary.json", {**trained.summary, "model": str(folder)})
-    logger.info("model: %s", folder)

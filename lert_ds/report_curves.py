@@ -20,9 +20,13 @@ _BY_LAST_WORD = {
     "perplexity": _LOSS,
     "accuracy": "Accuracy",
     "f1": "F1",
+    "agreement": "Agreement with the teacher",
+    "kl": "Agreement with the teacher",
     "weight": "Task weights (LIP)",
 }
 _BY_NAME = {
+    "kd": "Distillation: logits",
+    "match": "Distillation: features",
     "learning_rate": "Optimiser",
     "gradient_norm": "Optimiser",
     "loss_scale": "Optimiser",

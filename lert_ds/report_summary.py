@@ -15,7 +15,19 @@ from lert_ds.report_runs import Run
 # By the last word of a metric's name.
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity", "ppl", "error", "mse", "mae", "kl"})
 _HIGHER_IS_BETTER = frozenset(
-    {"accuracy", "f1", "precision", "recall", "match", "correlation", "mcc", "auc", "uas", "las"}
+    {
+        "accuracy",
+        "agreement",
+        "f1",
+        "precision",
+        "recall",
+        "match",
+        "correlation",
+        "mcc",
+        "auc",
+        "uas",
+        "las",
+    }
 )
 
 

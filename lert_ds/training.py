@@ -6,11 +6,13 @@ A command builds the objective; pre-training, distillation and recovery differ i
 """
 
 import importlib.metadata
+import logging
 import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +22,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lert_ds import arithmetic, distributed
+from lert_ds import arithmetic, distributed, model_dir
 from lert_ds.config import dump
+from lert_ds.configuration_lert import LertConfig
 from lert_ds.data.loader import evaluation_batches, training_batches
 from lert_ds.data.sampler import MicroBatches
 from lert_ds.errors import CheckpointError
 from lert_ds.files import refuse_finished, write_json
 from lert_ds.labels import IGNORE_INDEX
+from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
 from lert_ds.train.checkpoint import Checkpoints
 from lert_ds.train.engine import Engine, join_processes, leave_processes
+from lert_ds.train.optim import ParameterOptions
 from lert_ds.train.tracking import WANDB_ID, Reporter
 from lert_ds.train.trainer import Data, Trainer
 from lert_ds.training_run import Arithmetic, Corpora, TrainingRun
+
+logger = logging.getLogger(__name__)
 
 FINISHED = "model/config.json"
 """What a finished run folder holds."""
@@ -87,21 +94,32 @@ def fit(
     objective: nn.Module,
     corpora: Corpora,
     numbers: Arithmetic,
+    *,
+    options: Mapping[str, ParameterOptions] = types.MappingProxyType({}),
+    lines: Mapping[str, Mapping[str, float]] = types.MappingProxyType({}),
 ) -> Trained:
     """Train `objective` to the end; all processes must call it.
+
+    Args:
+        run: The run's configuration.
+        objective: What is trained.
+        corpora: On what.
+        numbers: The run's arithmetic.
+        options: Name of a submodule to what differs for its parameters.
+        lines: Metric to what else is known of it (a teacher's value), for the report.
 
     Raises:
         CheckpointError: the output folder's checkpoint is of another corpus or layout.
         NonFiniteError: the loss or a gradient is inf or nan.
     """
     started = time.time()
-    engine = Engine(objective, run.optimizer, numbers.tree)
+    engine = Engine(objective, run.optimizer, numbers.tree, options)
     checkpoints = Checkpoints(run.output / "checkpoints", run.train.keep_checkpoints)
     reporter = Reporter(run.tracking, run.output, run.train.steps, dump(run), distributed.is_main())
     trainer = Trainer(
         engine,
         objective,  # type: ignore[arg-type]
-        _data(run, corpora),
+        data_of(run, corpora),
         run.train,
         run.schedule,
         reporter=reporter,
@@ -125,7 +143,7 @@ def fit(
         "processes": distributed.world_size(),
         "seconds": round(time.time() - started, 1),
         "valid": valid,
-        "baselines": baselines(corpora),
+        "baselines": _joined(baselines(corpora), lines),
         "versions": versions(),
     }
     return Trained(weights, summary)
@@ -142,7 +160,8 @@ def _check_same_run(
             )
 
 
-def _data(run: TrainingRun, corpora: Corpora) -> Data:
+def data_of(run: TrainingRun, corpora: Corpora) -> Data:
+    """Return this process's batches of a run."""
     train, pin = run.train, torch.cuda.is_available()
 
     def training(samples: int) -> Iterator[tuple[int, Batch]]:
@@ -203,6 +222,48 @@ def baselines(corpora: Corpora) -> dict[str, dict[str, float]]:
             majority = float(counts[:IGNORE_INDEX].max() / known)
             found[f"{task}/accuracy"] = {"majority tag": majority}
     return found
+
+
+def _joined(*tables: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    joined: dict[str, dict[str, float]] = {}
+    for table in tables:
+        for name, values in table.items():
+            joined.setdefault(name, {}).update(values)
+    return joined
+
+
+def write_model(
+    run: TrainingRun,
+    corpora: Corpora,
+    model_config: LertConfig,
+    trained: Trained,
+    *,
+    prefix: str,
+) -> None:
+    """Write the model folder and the summary of a run, on the main process.
+
+    Args:
+        run: The run's configuration, resolved.
+        corpora: What it trained on.
+        model_config: The shape of the model.
+        trained: Its weights and summary.
+        prefix: What the objective calls the model: its parameters' names open with it and a dot.
+    """
+    start = f"{prefix}."
+    weights = {
+        name.removeprefix(start): weight
+        for name, weight in trained.weights.items()
+        if name.startswith(start)
+    }
+    model = LertForPreTraining(model_config)
+    # What DeepSpeed trained is every parameter once; the tied ones follow the word embeddings.
+    model.load_state_dict(model.state_dict() | weights)
+    model.tie_weights()
+    record = {**trained.summary, "config": dump(run), "corpus": corpora.fingerprint}
+    folder = run.output / "model"
+    model_dir.save(model, corpora.train.folders[0], folder, record)
+    write_json(run.output / "summary.json", {**trained.summary, "model": str(folder)})
+    logger.info("model: %s", folder)
 
 
 def versions() -> dict[str, str]:

@@ -1,8 +1,13 @@
 """Fixtures that several test modules share."""
 
+import json
 import os
-from collections.abc import Iterator
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 # One thread a process: tests start several, and threads that wait for a core cost more than they
 # give. Set before torch is imported.
@@ -18,6 +23,7 @@ from lert_ds.data.shards import HELD_OUT, Manifest, write_manifest, write_shard
 from lert_ds.files import sha256_of
 from lert_ds.labels import IGNORE_INDEX, LTP_TAGS, TASKS
 
+ROOT = Path(__file__).parents[1]
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 
 
@@ -83,3 +89,46 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_tiny_corpus(tmp_path_factory.mktemp("corpus") / "tiny", instances=64, seed=0)
     write_tiny_corpus(folder / HELD_OUT, instances=13, seed=1)
     return folder
+
+
+def start_deepspeed(processes: int, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run the real launcher on this machine's CPU, from the project's folder."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    program = Path(sys.executable).with_name("deepspeed")
+    command = [str(program), "--num_gpus", str(processes), "--master_port", port, *arguments]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def launch() -> Callable[[int, Sequence[str]], subprocess.CompletedProcess[str]]:
+    """Start the `deepspeed` launcher: number of processes, arguments → what it printed."""
+    return start_deepspeed
+
+
+@pytest.fixture(scope="session")
+def launch_runs() -> Callable[[int, Sequence[tuple[str, Any]], Path], None]:
+    """Train under the launcher: number of processes, (command, configuration) pairs, a folder."""
+
+    def run(processes: int, runs: Sequence[tuple[str, Any]], folder: Path) -> None:
+        (folder / "runs.json").write_text(json.dumps(runs), "utf-8")
+        script = "tests/launch/training_matrix.py"
+        done = start_deepspeed(processes, [script, str(folder / "runs.json")])
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def training_losses() -> Callable[[Path], list[float]]:
+    """Run folder → the loss of each report."""
+
+    def read(output: Path) -> list[float]:
+        lines = (output / "metrics.jsonl").read_text("utf-8").splitlines()
+        return [r["loss"] for line in lines if (r := json.loads(line))["kind"] == "train"]
+
+    return read

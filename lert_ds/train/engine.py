@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from lert_ds import distributed
 from lert_ds.errors import CheckpointError, ConfigError
 from lert_ds.objective import Batch, StepOutput
 from lert_ds.train import deepspeed_config
-from lert_ds.train.optim import Lamb, Lion, OptimizerConfig, parameter_groups
+from lert_ds.train.optim import Lamb, Lion, OptimizerConfig, ParameterOptions, parameter_groups
 
 if not torch.cuda.is_available():
     # Before DeepSpeed is imported: it picks its accelerator then, and a CUDA compiler without a
@@ -80,8 +81,11 @@ class Engine:
         objective: nn.Module,
         optimizer: OptimizerConfig,
         tree: dict[str, Any],
+        options: Mapping[str, ParameterOptions] = types.MappingProxyType({}),
     ) -> None:
         """Hand `objective` to DeepSpeed; `tree` is a resolved configuration.
+
+        `options`: name of a submodule to what differs for its parameters.
 
         Raises:
             ConfigError: DeepSpeed refuses the configuration, or it and the optimizer do not fit.
@@ -91,7 +95,8 @@ class Engine:
         self.precision = deepspeed_config.precision(tree)
         self.stage = deepspeed_config.stage(tree)
         self.device = device()
-        basic = _make_optimizer(objective, optimizer, tree)
+        groups, self._rate_ratios = parameter_groups(objective, optimizer.weight_decay, options)
+        basic = _make_optimizer(groups, optimizer, tree)
         try:
             self._engine, *_ = deepspeed.initialize(model=objective, optimizer=basic, config=tree)
         except deepspeed.DeepSpeedConfigError as error:
@@ -139,9 +144,10 @@ class Engine:
         self._engine.train(mode)
 
     def set_learning_rate(self, value: float) -> None:
-        """Use `value` for the updates from now on."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = value
+        """Use `value` for the updates from now on, times the ratio of a group that has its own."""
+        groups = self._engine.optimizer.param_groups
+        for group, ratio in zip(groups, self._rate_ratios, strict=True):
+            group["lr"] = value * ratio
 
     @property
     def accumulation(self) -> int:
@@ -201,6 +207,25 @@ class Engine:
         return weights
 
 
+def partition_frozen(module: nn.Module) -> nn.Module:
+    """Cut a frozen module's weights into a piece a process (ZeRO-3 inference) and return it.
+
+    Its forward gathers them layer by layer, so all processes must call it together, as often. The
+    weights keep their type; `module` must be on the device.
+    """
+    tree: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3},
+        "bf16": {"enabled": next(module.parameters()).dtype == torch.bfloat16},
+    }
+    engine, *_ = deepspeed.initialize(model=module, config=tree)
+    partitioned: nn.Module = engine.module
+    partitioned.eval()
+    # The hooks that gather belong to the engine; a plain attribute, so that no state dict sees it.
+    object.__setattr__(partitioned, "_kept_by", engine)
+    return partitioned
+
+
 def _check_fits(optimizer: OptimizerConfig, tree: Mapping[str, Any]) -> None:
     stage = deepspeed_config.stage(tree)
     if optimizer.name == "lamb" and stage > 0:
@@ -213,10 +238,9 @@ def _check_fits(optimizer: OptimizerConfig, tree: Mapping[str, Any]) -> None:
 
 
 def _make_optimizer(
-    objective: nn.Module, config: OptimizerConfig, tree: dict[str, Any]
+    groups: list[dict[str, Any]], config: OptimizerConfig, tree: dict[str, Any]
 ) -> torch.optim.Optimizer:
     """Return the optimizer; its rate is 0 until the trainer sets it."""
-    groups = parameter_groups(objective, config.weight_decay)
     betas = (config.beta1, config.beta2)
     offload = deepspeed_config.offloads_optimizer(tree)
     adam = {"lr": 0.0, "betas": betas, "eps": config.epsilon}

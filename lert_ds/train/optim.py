@@ -1,7 +1,8 @@
 """Which parameters decay, and the optimizers that DeepSpeed has no kernel for on every device."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, Self
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import model_validator
@@ -39,20 +40,45 @@ class OptimizerConfig(Config):
         return self
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the trainable parameters in two groups: matrices decay, vectors do not.
+class ParameterOptions(NamedTuple):
+    """What is different for some of the parameters."""
 
-    LERT excludes names with "LayerNorm" and "bias"; these are exactly the parameters of one
-    dimension. A shared parameter (the tied decoder) appears once.
+    rate_ratio: float = 1.0
+    """Their learning rate over that of the run, at every step."""
+    weight_decay: float | None = None
+    """Of their matrices; None: that of the run."""
+
+
+def parameter_groups(
+    module: nn.Module,
+    weight_decay: float,
+    options: Mapping[str, ParameterOptions] = types.MappingProxyType({}),
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """Return the trainable parameters in groups, and the rate ratio of each group.
+
+    Matrices decay, vectors do not: LERT excludes names with "LayerNorm" and "bias", and these are
+    exactly the parameters of one dimension. A shared parameter (the tied decoder) appears once.
+
+    Args:
+        module: Whose parameters.
+        weight_decay: Of matrices.
+        options: Name of a submodule to what differs for its parameters.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if _dimensions(p) > 1]
-    others = [p for p in parameters if _dimensions(p) <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        own = next((o for prefix, o in options.items() if name.startswith(f"{prefix}.")), None)
+        own = own or ParameterOptions()
+        decay = weight_decay if own.weight_decay is None else own.weight_decay
+        key = (own.rate_ratio, decay if _dimensions(parameter) > 1 else 0.0)
+        groups.setdefault(key, []).append(parameter)
+    # Matrices before vectors, the run's own rate first: the order is part of a checkpoint.
+    ordered = sorted(groups, key=lambda key: (key[0] != 1.0, key[0], key[1] == 0.0, key[1]))
+    return (
+        [{"params": groups[key], "weight_decay": key[1]} for key in ordered],
+        [key[0] for key in ordered],
+    )
 
 
 def _dimensions(parameter: Tensor) -> int:

@@ -1,10 +1,5 @@
 """Pre-training by the real `deepspeed` launcher, two processes: every ZeRO stage and precision."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +10,6 @@ import torch
 from lert_ds import model_dir
 from lert_ds.modeling_lert import LertForPreTraining
 
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 STEPS = 10
 STAGES = ["zero0", "zero1", "zero2", "zero3"]
 RUNS = [
@@ -52,62 +45,45 @@ def configuration(corpus: Path, output: Path, machine: str) -> dict[str, Any]:
     }
 
 
-def launch(processes: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    command = [
-        str(BIN / "deepspeed"), "--num_gpus", str(processes), "--master_port", str(free_port()),
-        *arguments,
-    ]  # fmt: skip
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
-    )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def losses(output: Path) -> list[float]:
-    lines = (output / "metrics.jsonl").read_text("utf-8").splitlines()
-    reports = [json.loads(line) for line in lines]
-    return [report["loss"] for report in reports if report["kind"] == "train"]
-
-
-def pretrain(processes: int, names: Sequence[str], corpus: Path, folder: Path) -> dict[str, Path]:
+def pretrain(
+    launch_runs: Any, processes: int, names: Sequence[str], corpus: Path, folder: Path
+) -> dict[str, Path]:
     outputs = {name: folder / name for name in names}
     trees = [configuration(corpus, output, name) for name, output in outputs.items()]
-    (folder / "runs.json").write_text(json.dumps(trees), "utf-8")
-    done = launch(processes, ["tests/launch/pretrain_matrix.py", str(folder / "runs.json")])
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    launch_runs(processes, [("pretrain", tree) for tree in trees], folder)
     return outputs
 
 
 @pytest.fixture(scope="module")
-def matrix(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+def matrix(
+    launch_runs: Any, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Path]:
     """Every configuration, trained by two processes."""
-    return pretrain(2, RUNS, tiny_corpus, tmp_path_factory.mktemp("matrix"))
+    return pretrain(launch_runs, 2, RUNS, tiny_corpus, tmp_path_factory.mktemp("matrix"))
 
 
 @pytest.fixture(scope="module")
-def one_process(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_process(
+    launch_runs: Any, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The same training in one process that accumulates two micro-batches."""
-    return pretrain(1, RUNS[:1], tiny_corpus, tmp_path_factory.mktemp("one"))[RUNS[0]]
+    return pretrain(launch_runs, 1, RUNS[:1], tiny_corpus, tmp_path_factory.mktemp("one"))[RUNS[0]]
 
 
 @pytest.fixture(scope="module")
-def repeated(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repeated(launch_runs: Any, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first of the matrix once more, in new processes."""
-    return pretrain(2, RUNS[:1], tiny_corpus, tmp_path_factory.mktemp("again"))[RUNS[0]]
+    return pretrain(launch_runs, 2, RUNS[:1], tiny_corpus, tmp_path_factory.mktemp("again"))[
+        RUNS[0]
+    ]
 
 
 @pytest.mark.launch
 @pytest.mark.parametrize("name", RUNS)
 def test_every_stage_and_precision_trains_alike(
-    matrix: Mapping[str, Path], one_process: Path, name: str
+    training_losses: Any, matrix: Mapping[str, Path], one_process: Path, name: str
 ) -> None:
-    expected, found = losses(one_process), losses(matrix[name])
+    expected, found = training_losses(one_process), training_losses(matrix[name])
     assert len(found) == STEPS
     # bf16 keeps three digits of a weight; the loss is about 4 to 13 here.
     tolerance = 1e-4 if name.endswith("fp32") else 0.15
@@ -123,8 +99,10 @@ def test_every_stage_and_precision_trains_alike(
 
 
 @pytest.mark.launch
-def test_a_repeated_run_is_equal_bit_for_bit(matrix: Mapping[str, Path], repeated: Path) -> None:
-    assert losses(matrix[RUNS[0]]) == losses(repeated)
+def test_a_repeated_run_is_equal_bit_for_bit(
+    training_losses: Any, matrix: Mapping[str, Path], repeated: Path
+) -> None:
+    assert training_losses(matrix[RUNS[0]]) == training_losses(repeated)
     first, _ = model_dir.load(matrix[RUNS[0]] / "model", LertForPreTraining)
     second, _ = model_dir.load(repeated / "model", LertForPreTraining)
     again = second.state_dict()
@@ -132,7 +110,7 @@ def test_a_repeated_run_is_equal_bit_for_bit(matrix: Mapping[str, Path], repeate
 
 
 @pytest.mark.launch
-def test_the_launcher_passes_a_user_error_on(tmp_path: Path) -> None:
+def test_the_launcher_passes_a_user_error_on(launch: Any, tmp_path: Path) -> None:
     done = launch(
         2,
         ["--module", "lert_ds", "pretrain", "pretrain-quickstart", f"output={tmp_path / 'run'}",

@@ -50,13 +50,20 @@ def test_known_metrics_have_a_fixed_order() -> None:
     metrics = [
         "mfu", "pos/macro_f1", "memory_gib", "dep/loss", "loss", "mlm/perplexity", "pos/loss",
         "learning_rate", "mlm/loss", "pos/accuracy", "mlm/accuracy", "pos/weight", "ner/loss",
-        "gradient_norm", "tokens_per_second", "chunk/accuracy",
+        "gradient_norm", "tokens_per_second", "chunk/accuracy", "mlm/agreement", "mlm/kl",
+        "kd/pos", "kd/mlm", "match/hidden_mse", "hard/loss",
     ]  # fmt: skip
     assert [(part.title, part.metrics) for part in sections(metrics)] == [
-        ("Loss", ("loss", "mlm/loss", "pos/loss", "ner/loss", "dep/loss", "mlm/perplexity")),
+        (
+            "Loss",
+            ("loss", "mlm/loss", "pos/loss", "ner/loss", "dep/loss", "hard/loss", "mlm/perplexity"),
+        ),
         ("Accuracy", ("mlm/accuracy", "pos/accuracy", "chunk/accuracy")),
         ("F1", ("pos/macro_f1",)),
+        ("Agreement with the teacher", ("mlm/agreement", "mlm/kl")),
         ("Task weights (LIP)", ("pos/weight",)),
+        ("Distillation: logits", ("kd/mlm", "kd/pos")),
+        ("Distillation: features", ("match/hidden_mse",)),
         ("Optimiser", ("learning_rate", "gradient_norm")),
         ("Throughput and memory", ("tokens_per_second", "mfu", "memory_gib")),
     ]

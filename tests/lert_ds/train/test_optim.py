@@ -8,7 +8,13 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from lert_ds.train.optim import Lamb, Lion, OptimizerConfig, parameter_groups
+from lert_ds.train.optim import (
+    Lamb,
+    Lion,
+    OptimizerConfig,
+    ParameterOptions,
+    parameter_groups,
+)
 
 Array = np.ndarray
 RATE, BETA1, BETA2, EPSILON, DECAY = 0.02, 0.9, 0.99, 1e-6, 0.1
@@ -182,7 +188,7 @@ class Tied(nn.Module):
 
 def test_matrices_decay_and_vectors_do_not() -> None:
     model = Tied()
-    decayed, others = parameter_groups(model, 0.01)
+    (decayed, others), _ = parameter_groups(model, 0.01)
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
     assert [id(p) for p in decayed["params"]] == [id(model.embeddings.weight)]  # tied: once
     assert {id(p) for p in others["params"]} == {
@@ -205,7 +211,7 @@ def test_the_groups_are_those_that_lert_makes_by_name() -> None:
             tag_sets={task: list(tags) for task, tags in LTP_TAGS.items()},
         )
     )
-    decayed, others = parameter_groups(model, 0.01)
+    (decayed, others), _ = parameter_groups(model, 0.01)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     by_name = {name for name in names.values() if "LayerNorm" in name or "bias" in name}
     assert {names[id(parameter)] for parameter in others["params"]} == by_name
@@ -217,13 +223,13 @@ def test_a_parameter_that_zero_3_has_taken_apart_keeps_its_group() -> None:
     for parameter in model.parameters():
         parameter.ds_shape = parameter.shape  # type: ignore[attr-defined]
         parameter.data = torch.empty(0)
-    decayed, others = parameter_groups(model, 0.01)
+    (decayed, others), _ = parameter_groups(model, 0.01)
     assert decayed["params"] == [model.weight]
     assert others["params"] == [model.bias]
 
 
 def test_an_empty_group_is_left_out() -> None:
-    assert len(parameter_groups(nn.Linear(3, 2, bias=False), 0.01)) == 1
+    assert len(parameter_groups(nn.Linear(3, 2, bias=False), 0.01)[0]) == 1
 
 
 def test_the_defaults_are_lerts() -> None:
@@ -239,3 +245,12 @@ def test_the_defaults_are_lerts() -> None:
 def test_numbers_out_of_range_are_refused_by_their_key(key: str, value: float) -> None:
     with pytest.raises(ValidationError, match=f"{key} = {value}: must be"):
         OptimizerConfig(**{key: value})  # type: ignore[arg-type]
+
+
+def test_a_submodule_may_have_its_own_rate_and_decay() -> None:
+    model = nn.ModuleDict({"body": nn.Linear(3, 3), "extra": nn.Linear(3, 3)})
+    options = {"extra": ParameterOptions(rate_ratio=5.0, weight_decay=0.5)}
+    groups, ratios = parameter_groups(model, 0.01, options)
+    found = [(g["weight_decay"], r, len(g["params"])) for g, r in zip(groups, ratios, strict=True)]
+    assert found == [(0.01, 1.0, 1), (0.0, 1.0, 1), (0.5, 5.0, 1), (0.0, 5.0, 1)]
+    assert groups[2]["params"][0] is model["extra"].weight

@@ -1,0 +1,336 @@
+"""Distillation as an objective: a batch, through the student and its teachers, to a loss.
+
+    loss = w_kd(step) · Σ teachers, heads · weight · KD(student's logits, teacher's)
+         + Σ matches · weight · loss(student's features, teacher's)
+         + w_hard(step) · loss on the labels
+
+The one home of TextBrewer (Yang et al. 2020, arXiv 2002.12620; version 0.2.1): KD and matches are
+`GeneralDistiller.compute_loss` with its losses, projections and schedulers. What stays aside is its
+training loop: our engine trains student and projections, and the teachers are out of its sight.
+Logits are those of the masked positions, gathered before the decoder in both models: full logits
+of 21,128 words at every position are most of the memory that TextBrewer's own loop takes.
+"""
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from distill.adaptor import Adaptor, Logits
+from distill.distillation_config import DistillationConfig, MatchConfig
+from distill.features import Taps, tap_feature
+from distill.losses import KD_LOSSES, minilm_relation
+from distill.teacher import Teacher
+from lert_ds.errors import ConfigError
+from lert_ds.modeling_lert import LertForPreTraining
+from lert_ds.objective import Batch, Metrics, StepOutput, metric
+from lert_ds.train.optim import ParameterOptions
+
+try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # its `is not 'none'`, when it is compiled
+        import textbrewer
+except ImportError as error:
+    raise ConfigError(
+        f"distillation needs TextBrewer, which cannot be imported ({error}); "
+        "pip install 'lert-ds[distill]'"
+    ) from error
+
+# TextBrewer looks its losses and features up in these, which are there to be added to.
+textbrewer.KD_LOSS_MAP.update(KD_LOSSES)
+textbrewer.MATCH_LOSS_MAP["minilm_relation"] = minilm_relation
+textbrewer.FEATURES.extend(["attention_scores", "attention_mean_scores", "qkv"])
+
+
+class DistillationObjective(nn.Module):
+    """Wraps the student that it trains; `Objective` in `lert_ds.objective` is its contract.
+
+    Its parameters are the student's and the projections'. Metrics, each `[sum, count]`: those of
+    the loss on the labels (`mlm/loss`, …), with `hard/loss` its sum and `loss` the whole;
+    `kd/<head>`, over the teachers by their weights; `match/<loss>`, over the matches of that loss.
+    In evaluation also `<head>/agreement`, how often the student's first choice is the teachers',
+    and `<head>/kl`, from the teachers' distribution to the student's, in nats at temperature 1.
+    """
+
+    def __init__(
+        self,
+        student: LertForPreTraining,
+        teachers: Sequence[Teacher],
+        config: DistillationConfig,
+        adaptor: Adaptor,
+        total_steps: int,
+        *,
+        labels_only: bool = False,
+    ) -> None:
+        """Take the models, and what `matches.resolve` made of the configuration.
+
+        Args:
+            student: What is trained.
+            teachers: Frozen, on the student's device.
+            config: Its matches are explicit.
+            adaptor: From models and batches to logits and labels.
+            total_steps: Of the run; the schedulers depend on it.
+            labels_only: Train on the labels alone, and ask the teachers in evaluation only: what
+                the student would be without them.
+        """
+        super().__init__()
+        self.student = student
+        self._teachers = tuple(teachers)  # in no module: see Teacher
+        self._config, self._adaptor, self._total_steps = config, adaptor, total_steps
+        self._labels_only = labels_only
+        self._kd = _compute_only(config, ())
+        matches = () if labels_only else config.intermediate_matches
+        self.projections = nn.ModuleList()
+        self.projection_options: list[dict[str, float]] = []
+        """Of each projection: `lr` and `weight_decay`, where the configuration gives them."""
+        self._matchings = [
+            self._matching(teacher, [match for match in matches if match.teacher == number])
+            for number, teacher in enumerate(self._teachers)
+        ]
+        self._student_taps = Taps(student, _features(matches, "layer_S"), config.relation_heads)
+
+    def _matching(self, teacher: Teacher, matches: Sequence[MatchConfig]) -> "_Matching":
+        distiller = _compute_only(self._config, matches)
+        for place, projection in enumerate(distiller.projs):
+            if projection is not None:
+                # A copy: TextBrewer shares one activation among all projections of a kind.
+                self.projections.append(_Float32Out(copy.deepcopy(projection)))
+                self.projection_options.append(distiller.projs_group[place])
+                distiller.projs[place] = self.projections[-1]
+        taps = Taps(teacher.model, _features(matches, "layer_T"), self._config.relation_heads)
+        return _Matching(distiller, taps)
+
+    def parameter_options(self, learning_rate: float) -> dict[str, ParameterOptions]:
+        """Return what the projections' optimizer differs in, in a run of `learning_rate`."""
+        return {
+            f"projections.{number}": ParameterOptions(
+                options.get("lr", learning_rate) / learning_rate, options.get("weight_decay")
+            )
+            for number, options in enumerate(self.projection_options)
+            if options
+        }
+
+    def forward(self, batch: Batch, *, step: int) -> StepOutput:
+        """Return the loss and the metrics of one micro-batch at optimizer step `step`, from 0.
+
+        A batch without a masked position adds exactly 0 to KD and to the loss on the labels; every
+        head still takes part in the backward pass, which ZeRO has to find alike on every rank.
+        """
+        evaluating = not self.training
+        logits = self._adaptor.logits(self.student, batch)
+        features = self._student_taps.take(batch.attention_mask)
+        with torch.autocast(batch.input_ids.device.type, enabled=False):  # losses are in float32
+            hard = self._adaptor.hard_loss(logits, batch, step=step, evaluating=evaluating)
+            loss, metrics = hard.loss, dict(hard.metrics)
+            if self._labels_only and not evaluating:
+                return StepOutput(loss, metrics)
+            answers = [self._ask(number, batch) for number in range(len(self._teachers))]
+            taught = [answer for answer, _ in answers]
+            if evaluating:
+                metrics |= self._agreement(logits, taught, step)
+            if self._labels_only:
+                return StepOutput(loss, metrics)
+            metrics["hard/loss"] = metrics["loss"]
+            loss = self._at(step, "hard_label_weight") * loss
+            distance, distances = self._distance(logits, taught, batch, step)
+            loss = loss + self._at(step, "kd_loss_weight") * distance
+            gap, gaps = self._gap(features, [found for _, found in answers], batch)
+            loss = loss + gap
+            metrics |= distances | gaps
+            metrics["loss"] = metric(loss, loss.new_ones(()))
+        return StepOutput(loss, metrics)
+
+    def summary(self, values: dict[str, float]) -> dict[str, float]:
+        """Return what the adaptor makes of reduced metrics."""
+        return self._adaptor.summary(values)
+
+    @torch.no_grad()
+    def _ask(self, number: int, batch: Batch) -> tuple[Logits, dict[str, Any]]:
+        """Return a teacher's logits and features."""
+        logits = self._adaptor.logits(self._teachers[number].model, batch)
+        return logits, self._matchings[number].taps.take(batch.attention_mask)
+
+    def _at(self, step: int, name: str) -> float:
+        """Return a weight at an optimizer step: the configured one times its scheduler.
+
+        TextBrewer's loop replaces the weight by the scheduler's value, and its first step uses the
+        weight as it stands; where the weight is 1 a decay is the same at every step.
+        """
+        weight: float = getattr(self._config, name)
+        scheduler = getattr(self._config, f"{name}_scheduler")
+        if scheduler == "none":
+            return weight
+        return weight * float(textbrewer.WEIGHT_SCHEDULER[scheduler](step / self._total_steps))
+
+    def _distance(
+        self, logits: Logits, taught: Sequence[Logits], batch: Batch, step: int
+    ) -> tuple[Tensor, Metrics]:
+        """Return KD over heads and teachers, weighed, and what it is by head."""
+        labels = self._adaptor.labels(batch)
+        total, metrics = logits["mlm"].new_zeros(()), {}
+        for head, head_weight in self._adaptor.head_weights(step).items():
+            of_head = logits[head].new_zeros(())
+            for teacher, its_logits in zip(self._teachers, taught, strict=True):
+                kd = self._kd_of(logits[head], its_logits[head], labels[head])
+                of_head = of_head + teacher.weight * kd
+            total = total + head_weight * of_head
+            rows = of_head.new_tensor(len(logits[head]))
+            weights = sum(teacher.weight for teacher in self._teachers)
+            metrics[f"kd/{head}"] = metric(of_head / weights * rows, rows)
+        return total, metrics
+
+    def _kd_of(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        if not len(student):
+            return student.sum()  # 0, and part of the graph; a mean over no rows would be nan
+        if self._config.kd_loss_type == "mse" or self._config.temperature_scheduler != "none":
+            # TextBrewer's own; the other losses are exact in pieces, whatever the logits' type.
+            student, teacher = student.float(), teacher.float()
+        if self._config.probability_shift:
+            teacher = teacher.clone()  # TextBrewer shifts in place
+            labels = torch.where(labels < 0, teacher.argmax(-1), labels)
+        found, _ = self._kd.compute_loss(
+            {"logits": [student], "labels": [labels]}, {"logits": [teacher]}
+        )
+        assert isinstance(found, Tensor)
+        return found
+
+    def _gap(
+        self, features: Mapping[str, Any], taught: Sequence[Mapping[str, Any]], batch: Batch
+    ) -> tuple[Tensor | float, Metrics]:
+        """Return the matches' losses, weighed and added, and their means by kind of loss."""
+        mask = batch.attention_mask
+        if mask is None:  # without one attention_ce is 0, and nst has another scale
+            mask = torch.ones_like(batch.input_ids, dtype=torch.bool)
+        total: Tensor | float = 0.0
+        metrics: Metrics = {}
+        for matching, its_features in zip(self._matchings, taught, strict=True):
+            if not matching.kinds:
+                continue
+            found, parts = matching.distiller.compute_loss(
+                {**_in_float32(features), "inputs_mask": mask}, _in_float32(its_features)
+            )
+            total = total + found
+            for kind, part in zip(matching.kinds, parts.values(), strict=True):
+                pair = metric(part, part.new_ones(()))
+                name = f"match/{kind}"
+                metrics[name] = metrics[name] + pair if name in metrics else pair
+        return total, metrics
+
+    def _agreement(self, logits: Logits, taught: Sequence[Logits], step: int) -> Metrics:
+        """Return how near the student comes to the mean of the teachers' distributions."""
+        metrics: Metrics = {}
+        all_weights = sum(teacher.weight for teacher in self._teachers)
+        for head in self._adaptor.head_weights(step):
+            found = logits[head].float().log_softmax(-1)
+            wanted = torch.zeros_like(found)
+            for teacher, its_logits in zip(self._teachers, taught, strict=True):
+                share = teacher.weight / all_weights
+                wanted.add_(its_logits[head].float().softmax(-1), alpha=share)
+            rows = found.new_tensor(len(found))
+            kl = (torch.xlogy(wanted, wanted) - wanted * found).sum()
+            same = (wanted.argmax(-1) == found.argmax(-1)).sum()
+            metrics |= {f"{head}/kl": metric(kl, rows), f"{head}/agreement": metric(same, rows)}
+        return metrics
+
+
+class _Matching:
+    """The matches to one teacher."""
+
+    def __init__(self, distiller: Any, taps: Taps) -> None:
+        self.distiller, self.taps = distiller, taps
+        self.kinds = [match.loss for match in distiller.d_config.intermediate_matches]
+
+
+class _ComputeOnly(textbrewer.GeneralDistiller):  # type: ignore[misc]
+    """TextBrewer's distiller for its `compute_loss`: no folder, no writer, no models, no device."""
+
+    def __init__(self, config: textbrewer.DistillationConfig) -> None:
+        # Its own constructor makes ./saved_models, on every rank at once, and asks for CUDA.
+        training = textbrewer.TrainingConfig.__new__(textbrewer.TrainingConfig)
+        training.device, training.log_dir, training.local_rank = "cpu", None, -1
+        super().__init__(training, config, None, None, None, None)
+
+
+def _compute_only(config: DistillationConfig, matches: Sequence[MatchConfig]) -> _ComputeOnly:
+    """Return TextBrewer's losses of `config` with these of its matches; KD has the weight 1."""
+    keys: dict[str, Any] = {}
+    if config.temperature_scheduler != "none":  # TextBrewer knows its default by identity
+        scheduler = config.temperature_scheduler
+        keys["temperature_scheduler"] = scheduler if isinstance(scheduler, str) else list(scheduler)
+    return _ComputeOnly(
+        textbrewer.DistillationConfig(
+            temperature=config.temperature,
+            kd_loss_type=_name_of_loss(config),
+            probability_shift=config.probability_shift,
+            intermediate_matches=[
+                {
+                    "layer_T": _for_textbrewer(match.layer_T),
+                    "layer_S": _for_textbrewer(match.layer_S),
+                    "feature": tap_feature(match.feature, match.loss),
+                    "loss": match.loss,
+                    "weight": match.weight,
+                    "proj": _for_textbrewer(match.proj),
+                }
+                for match in matches
+            ],
+            **keys,
+        )
+    )
+
+
+def _name_of_loss(config: DistillationConfig) -> str:
+    """Return the name in `KD_LOSS_MAP`."""
+    if config.temperature_squared:
+        return f"{config.kd_loss_type}_t2"
+    return "lean_ce" if config.kd_loss_type == "ce" else config.kd_loss_type
+
+
+def _for_textbrewer(value: Any) -> Any:
+    """Return lists for tuples: TextBrewer looks for the former, and appends to them."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _features(matches: Sequence[MatchConfig], side: str) -> dict[str, set[int]]:
+    """Return the layers that the matches read on one side, by feature."""
+    wanted: dict[str, set[int]] = {}
+    for match in matches:
+        layers = getattr(match, side)
+        layers = layers if isinstance(layers, tuple) else (layers,)
+        wanted.setdefault(tap_feature(match.feature, match.loss), set()).update(layers)
+    return wanted
+
+
+class _Float32Out(nn.Module):
+    """A projection that computes in the type of its weights and returns float32.
+
+    The match losses are sums over batch, length and width: in fp16 they overflow (nan at 16 × 500 ×
+    1024), in bf16 their counts are rounded.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        dtype = next(self.inner.parameters()).dtype
+        projected: Tensor = self.inner(hidden.to(dtype))
+        return projected.float()
+
+
+T = TypeVar("T")
+
+
+def _in_float32(values: T) -> T:
+    """Return tensors, at any depth of dicts and tuples, in float32."""
+    found: Any = values
+    if isinstance(values, Tensor):
+        found = values.float()
+    elif isinstance(values, dict):
+        found = {key: _in_float32(value) for key, value in values.items()}
+    elif isinstance(values, tuple):
+        found = tuple(_in_float32(value) for value in values)
+    result: T = found
+    return result

@@ -1,0 +1,157 @@
+"""Teachers: frozen models that are read from a folder and asked for what a student shall learn."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from lert_ds import model_dir
+from lert_ds.configuration_lert import LertConfig
+from lert_ds.errors import ModelError
+from lert_ds.modeling_lert import LertForPreTraining
+from lert_ds.objective import Batch
+from lert_ds.pretraining_objective import LertLoss, LipConfig, masked_logits
+from lert_ds.train.engine import partition_frozen
+from lert_ds.train.metrics import MetricSums
+from lert_ds.training_run import CorpusFacts
+
+logger = logging.getLogger(__name__)
+
+TeacherPrecision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen model and how much its word counts.
+
+    Not a module, and so in no module: an engine that is given the student neither casts, moves,
+    partitions nor saves it, and `train()` never reaches its dropout.
+    """
+
+    source: str
+    model: LertForPreTraining
+    weight: float
+
+
+def check_teacher(
+    source: str, facts: CorpusFacts, tokenizer_sha256: str | None, tasks: Iterable[str]
+) -> LertConfig:
+    """Return a teacher's configuration, having held it to what the student will read and learn.
+
+    Args:
+        source: Model folder or name on the hub.
+        facts: Of the corpus.
+        tokenizer_sha256: Of the corpus; None where it is not there yet.
+        tasks: Linguistic tasks that the teacher is asked about.
+
+    Raises:
+        ModelError: it is no model, has another tokenizer, too few positions, or lacks a head.
+    """
+    folder = model_dir.resolve(source)
+    config = model_dir.read_config(folder)
+    if tokenizer_sha256 is not None:
+        model_dir.check_tokenizer(source, tokenizer_sha256)
+    if config.max_position_embeddings < facts.length:
+        raise ModelError(
+            f"{source}: the teacher has {config.max_position_embeddings} positions, but the corpus "
+            f"has instances of {facts.length} tokens; prepare the corpus with "
+            f"max_length={config.max_position_embeddings}"
+        )
+    for task in tasks:
+        tags = (config.tag_sets or {}).get(task)
+        if tags is None:
+            raise ModelError(
+                f"{source}: the teacher has no {task.upper()} head to learn from; set "
+                f"distillation.{task}=0 (the student still learns it from the corpus)"
+            )
+        if list(tags) != list(facts.tag_sets[task]):
+            raise ModelError(
+                f"{source}: the teacher's {task.upper()} head has other tags than the corpus; set "
+                f"distillation.{task}=0, or annotate the corpus as the teacher's was"
+            )
+    return config
+
+
+def load_teacher(source: str) -> LertForPreTraining:
+    """Return the teacher of a folder or hub name, frozen, in fp32 on the host.
+
+    Raises:
+        ModelError: it cannot be read, or has no MLM head.
+    """
+    model, report = model_dir.load(source, LertForPreTraining)
+    missing = [name for name in report.random if not name.startswith("cls.predictions.output_")]
+    if any(name.startswith("cls.") for name in missing):
+        raise ModelError(
+            f"{source}: the teacher has no MLM head (no weights for {missing[0]}), so it has no "
+            "logits to learn from; name a model that was saved with its pre-training heads"
+        )
+    if missing:
+        raise ModelError(
+            f"{source}: the teacher lacks weights for {missing[0]}; copy or download it again"
+        )
+    model.requires_grad_(False)
+    model.eval()
+    return model
+
+
+def place_teacher(
+    model: LertForPreTraining,
+    device: torch.device,
+    precision: TeacherPrecision,
+    *,
+    partitioned: bool,
+) -> LertForPreTraining:
+    """Move a teacher to where it works: cast, on the device, in pieces a process where asked."""
+    bf16 = precision == "bf16" or (precision == "auto" and multiplies_bf16(device))
+    model = model.to(device, torch.bfloat16 if bf16 else torch.float32)
+    if not partitioned:
+        return model
+    partitioned_model = partition_frozen(model)
+    assert isinstance(partitioned_model, LertForPreTraining)
+    return partitioned_model
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Return whether the machine multiplies bf16 matrices itself, and so faster than fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    cpu = torch.cpu
+    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+
+
+@torch.no_grad()
+def teacher_lines(
+    teachers: Sequence[Teacher], batches: Sequence[Iterable[Batch]], tasks: Sequence[str],
+    device: torch.device,
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Return what each teacher itself reaches on held-out batches: metric to name to value.
+
+    All processes must call it.
+
+    Args:
+        teachers: The teachers.
+        batches: The held-out batches of this process, once a teacher.
+        tasks: Linguistic tasks to evaluate, where a teacher has the head.
+        device: Where the teachers are.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for number, (teacher, its_batches) in enumerate(zip(teachers, batches, strict=True), start=1):
+        known = tuple(task for task in tasks if task in teacher.model.config.tasks)
+        loss = LertLoss(LipConfig(tasks=known), 1)
+        sums = MetricSums()
+        for batch in its_batches:
+            here = batch.to(device)
+            logits = masked_logits(teacher.model, here)
+            sums.add(loss(logits, here, step=0, evaluating=True).metrics)
+        name = "teacher" if len(teachers) == 1 else f"teacher {number}"
+        for metric, value in sums.reduce().items():
+            if metric != "loss" and not metric.endswith("/weight"):
+                found.setdefault(metric, {})[name] = value
+        logger.info(
+            "%s %s on the held-out corpus: %s",
+            name, teacher.source,
+            "  ".join(f"{key} {values[name]:.4g}" for key, values in found.items()),
+        )  # fmt: skip
+    return found

@@ -1,0 +1,99 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distill import teacher
+from lert_ds import model_dir
+from lert_ds.configuration_lert import LertConfig
+from lert_ds.errors import ModelError
+from lert_ds.labels import LTP_TAGS
+from lert_ds.modeling_lert import LertForPreTraining
+from lert_ds.objective import Batch
+from lert_ds.pretraining_objective import LipConfig, PretrainingObjective
+from lert_ds.train.metrics import MetricSums
+from lert_ds.training_run import CorpusFacts
+
+FACTS = CorpusFacts(32, 45, 0, LTP_TAGS, 64, 13)
+CPU = torch.device("cpu")
+
+
+def save_teacher(folder: Path, corpus: Path, **changes: Any) -> str:
+    shape = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2,
+             "intermediate_size": 32, "max_position_embeddings": 32,
+             "tag_sets": {task: list(tags) for task, tags in LTP_TAGS.items()}}  # fmt: skip
+    model = LertForPreTraining(LertConfig(vocab_size=45, **shape | changes))
+    model_dir.save(model, corpus, folder)
+    return str(folder)
+
+
+def test_a_teacher_is_frozen_and_without_dropout(tiny_corpus: Path, tmp_path: Path) -> None:
+    model = teacher.load_teacher(save_teacher(tmp_path / "model", tiny_corpus))
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
+)
+def test_a_teacher_is_placed_in_its_precision(
+    tiny_corpus: Path, tmp_path: Path, precision: Any, dtype: torch.dtype
+) -> None:
+    model = teacher.load_teacher(save_teacher(tmp_path / "model", tiny_corpus))
+    placed = teacher.place_teacher(model, CPU, precision, partitioned=False)
+    assert {parameter.dtype for parameter in placed.parameters()} == {dtype}
+
+
+def test_auto_is_bf16_where_the_machine_has_it(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_teacher(tmp_path / "model", tiny_corpus)
+    for has, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        model = teacher.load_teacher(source)
+        placed = teacher.place_teacher(model, CPU, "auto", partitioned=False)
+        assert next(placed.parameters()).dtype == dtype
+
+
+def test_a_teacher_with_too_few_positions_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
+    source = save_teacher(tmp_path / "model", tiny_corpus, max_position_embeddings=16)
+    with pytest.raises(ModelError, match="16 positions"):
+        teacher.check_teacher(source, FACTS, None, ())
+
+
+def test_a_teacher_is_asked_only_for_heads_that_it_has(tiny_corpus: Path, tmp_path: Path) -> None:
+    tags = {"pos": list(LTP_TAGS["pos"])}
+    source = save_teacher(tmp_path / "model", tiny_corpus, tag_sets=tags)
+    assert teacher.check_teacher(source, FACTS, None, ("pos",)).tasks == ("pos",)
+    with pytest.raises(ModelError, match=r"no DEP head.*distillation\.dep=0"):
+        teacher.check_teacher(source, FACTS, None, ("pos", "dep"))
+
+
+def test_the_line_is_what_an_evaluation_of_the_teacher_would_say(
+    tiny_corpus: Path, tmp_path: Path
+) -> None:
+    model = teacher.load_teacher(save_teacher(tmp_path / "model", tiny_corpus))
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(0, high, shape, generator=generator)
+
+    batches = [
+        Batch(draw(45, 2, 8), None, torch.tensor([1, 4, 9]), draw(45, 3),
+              {task: draw(len(classes), 3) for task, classes in LTP_TAGS.items()})
+        for _ in range(2)
+    ]  # fmt: skip
+    one = teacher.Teacher("one", model, 0.5)
+    found = teacher.teacher_lines([one], [batches], ("pos", "dep"), CPU)
+    objective = PretrainingObjective(model, LipConfig(tasks=("pos", "dep")), 10).eval()
+    sums = MetricSums()
+    for batch in batches:
+        sums.add(objective(batch, step=0).metrics)
+    expected = sums.reduce()
+    assert set(found) == {name for name in expected if "/" in name and "weight" not in name}
+    for name, values in found.items():
+        assert values == {"teacher": pytest.approx(expected[name])}
+    two = teacher.teacher_lines([one, one], [batches, batches], (), CPU)
+    assert set(two["mlm/loss"]) == {"teacher 1", "teacher 2"}
