@@ -90,7 +90,7 @@ def resolve(
     matches: list[MatchConfig] = []
     first: dict[_Identity, str] = {}
     for index, match in enumerate(config.intermediate_matches):
-        key = f"distillation.intermediate_matches[{index}]"
+        key = f"distillation.intermediate_matches.{index}"
         if match.teacher >= len(teachers):
             raise ConfigError(
                 f"{key}.teacher = {match.teacher}: the last teacher is {len(teachers) - 1}, "

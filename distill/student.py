@@ -110,7 +110,10 @@ def chosen_layers(config: StudentConfig, teacher: LertConfig) -> tuple[int, ...]
         return config.teacher_layers
     layers = config.number("layers")
     return tuple(
-        number for number, _ in layer_map(config.teacher_layers, layers, teacher.num_hidden_layers)
+        number
+        for number, _ in layer_map(
+            config.teacher_layers, layers, teacher.num_hidden_layers, "student.teacher_layers"
+        )
     )
 
 

@@ -25,7 +25,8 @@ LEAVES = {
 FOR_COMPRESSION = LEAVES | {
     f"lert_ds.{name}"
     for name in (
-        "architecture", "cli", "configuration_lert", "data", "fast_dropout", "model_dir", "model_source", "modeling_lert",
+        "architecture", "cli", "configuration_lert", "data", "fast_dropout", "model_dir",
+        "model_source", "modeling_lert",
         "pretraining_objective", "train", "training", "training_run",
     )
 }  # fmt: skip

@@ -166,14 +166,14 @@ def test_negative_numbers_count_from_the_end(match: dict[str, Any], expected: ob
 )
 def test_a_layer_that_does_not_exist_is_refused(match: dict[str, Any], message: str) -> None:
     refusal = Setting().refusal(relations(layers="last"), match)
-    assert refusal.startswith(f"{KEY}[1].")
+    assert refusal.startswith(f"{KEY}.1.")
     assert message in refusal
 
 
 def test_the_last_layers_of_a_shallower_teacher_are_refused() -> None:
     deep = Setting(student=LARGE, teachers=(BASE,))
     message = deep.refusal(hidden(layers="last"))
-    assert message.startswith(f'{KEY}[0].layers = "last": the student has 24 layers, more than')
+    assert message.startswith(f'{KEY}.0.layers = "last": the student has 24 layers, more than')
     assert len(numbers(deep.resolve(hidden(layers="uniform")))) == 24
 
 
@@ -191,7 +191,7 @@ def test_a_projection_in_full_stays() -> None:
 def test_a_projection_of_the_wrong_size_is_refused() -> None:
     message = Setting().refusal(hidden(proj=("relu", 1024, 256, {}), layers="last"))
     assert message == (
-        f"{KEY}[0].proj maps 1024 to 256, but the student is 256 wide and the teacher 1024; "
+        f"{KEY}.0.proj maps 1024 to 256, but the student is 256 wide and the teacher 1024; "
         'write "relu" alone, and the widths are filled in'
     )
 
@@ -200,7 +200,7 @@ def test_a_projection_of_the_wrong_size_is_refused() -> None:
 def test_widths_that_differ_need_a_projection(loss: str) -> None:
     match = hidden(loss, proj=None, layers="last")
     assert Setting().refusal(match) == (
-        f"{KEY}[0]: {loss} needs equal widths, but the student's hidden states have 256 and the "
+        f"{KEY}.0: {loss} needs equal widths, but the student's hidden states have 256 and the "
         'teacher\'s 1024; add proj = "linear"'
     )
     equal = Setting(student=BASE, teachers=(BASE,)).resolve(match)
@@ -217,7 +217,7 @@ def test_losses_between_positions_take_any_widths(loss: str) -> None:
 def test_unequal_heads_are_refused_where_they_are_compared(loss: str) -> None:
     match = attention(loss, layers=[(24, 12)])
     assert Setting().refusal(match) == (
-        f"{KEY}[0].loss = {loss} needs as many heads in both, but layer 24 of the teacher has 16 "
+        f"{KEY}.0.loss = {loss} needs as many heads in both, but layer 24 of the teacher has 16 "
         "and layer 12 of the student 4; use attention_ce_mean, or feature = qkv with "
         "minilm_relation"
     )
@@ -237,7 +237,7 @@ def test_a_layer_without_heads_has_nothing_to_match(match: dict[str, Any]) -> No
     pruned = shape(2, 256, 4, layer_attention_heads=[4, 0])
     message = Setting(student=pruned).refusal(match | {"layers": [(24, 2)]})
     assert message.startswith(
-        f"{KEY}[0]: layer 2 of the student has no attention heads (it was pruned)"
+        f"{KEY}.0: layer 2 of the student has no attention heads (it was pruned)"
     )
     message = Setting(student=SMALL, teachers=(pruned,)).refusal(match | {"layers": [(2, 1)]})
     assert "layer 2 of the teacher has no attention heads" in message
@@ -247,11 +247,11 @@ def test_a_layer_without_heads_has_nothing_to_match(match: dict[str, Any]) -> No
 def test_a_match_that_is_there_twice_is_refused() -> None:
     message = Setting().refusal(hidden(layers="uniform"), hidden(layer_T=-1, layer_S=12))
     assert message == (
-        f"{KEY}[1]: hidden hidden_mse: student's layer 12 to teacher's layer 24 is there already, "
-        f"from {KEY}[0]; keep one of them, with the sum of the weights"
+        f"{KEY}.1: hidden hidden_mse: student's layer 12 to teacher's layer 24 is there already, "
+        f"from {KEY}.0; keep one of them, with the sum of the weights"
     )
     message = Setting().refusal(relations(layers=[(2, 1), (3, 1), (2, 1)]))
-    assert message.startswith(f"{KEY}[0]: qkv minilm_relation: student's layer 1 to teacher's laye")
+    assert message.startswith(f"{KEY}.0: qkv minilm_relation: student's layer 1 to teacher's laye")
 
 
 def test_matches_that_differ_in_one_thing_are_kept() -> None:
@@ -273,7 +273,7 @@ def test_each_match_is_held_to_its_own_teacher() -> None:
     assert [match.layer_T for match in of_second] == list(range(1, 13))
     assert all(match.proj == ("linear", 256, 768, {}) for match in of_second)
     message = setting.refusal(hidden(layers="last", teacher=2))
-    assert message == f"{KEY}[0].teacher = 2: the last teacher is 1, counted from 0"
+    assert message == f"{KEY}.0.teacher = 2: the last teacher is 1, counted from 0"
 
 
 def test_a_teacher_below_half_the_depth_never_gives_its_embeddings() -> None:

@@ -260,7 +260,7 @@ def test_a_teacher_given_as_student(distil: Distil, tmp_path: Path, teacher: Pat
         (
             'distillation.intermediate_matches=[{feature="hidden", loss="hidden_mse", layer_T=4, '
             'layer_S=1, proj="linear"}]',
-            "intermediate_matches[0]",
+            "intermediate_matches.0",
         ),
         (
             'distillation.intermediate_matches=[{feature="hidden", loss="hidden_mse", layer_T=1, '

@@ -72,6 +72,29 @@ def test_the_mean_over_masks_is_attention_without_dropout() -> None:
     torch.testing.assert_close(torch.stack(draws).mean(0), expected, atol=0.06, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_gradient_is_that_of_the_written_out_attention(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    inputs = [tensor.to(dtype).requires_grad_() for tensor in torch.randn(3, 2, 4, 16, 8)]
+    mask = torch.ones(2, 1, 16, 16, dtype=torch.bool)
+    mask[1, :, :, 10:] = False
+    torch.manual_seed(5)
+    found, _ = attend(Layer(), *inputs, mask, dropout=0.3, scaling=0.3)
+    direction = torch.randn_like(found)
+    gradients = torch.autograd.grad(found, inputs, direction)
+
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    query, key, value = exact
+    torch.manual_seed(5)
+    scores = (query @ key.mT * 0.3).masked_fill(~mask, -torch.inf)
+    kept = scores.softmax(-1) * scaled_keep(scores.shape, 0.3, torch.float64)
+    expected = (kept @ value).transpose(1, 2)
+    wanted = torch.autograd.grad(expected, exact, direction.double())
+    tolerance = 1e-9 if dtype == torch.float64 else 5e-2
+    for ours, theirs in zip([found, *gradients], [expected, *wanted], strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=tolerance, rtol=tolerance)
+
+
 def lert() -> LertForPreTraining:
     torch.manual_seed(0)
     config = LertConfig(
