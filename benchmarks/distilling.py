@@ -1,6 +1,7 @@
 """Distillation on one processor core: speed, memory and losses, beside TextBrewer's own training.
 
     python benchmarks/distilling.py --corpus corpora/bench-128 --output benchmarks/results/…json
+    python benchmarks/distilling.py --corpus corpora/bench --pair "LERT-base → LERT-small"
     python benchmarks/distilling.py --corpus corpora/bench-128 --parity
 
 The same random teacher and student, instances, masks, batches, KD, hidden matches and hard labels
@@ -18,7 +19,6 @@ import gc
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,6 +27,8 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+from machine import description
 
 ROOT = Path(__file__).parents[1]
 WARM_UP_STEPS = 2
@@ -67,7 +69,7 @@ PAIRS = {
 PARITY_PAIR = "6 × 192 → 3 × 96"
 OURS, THEIRS, OURS_IN_BF16 = "ours, fp32", "TextBrewer, fp32", "ours, bf16"
 SETTING = (
-    "instances of 128 tokens, KD (ce, temperature 8), hidden_mse with a projection at the "
+    "KD (ce, temperature 8), hidden_mse with a projection at the "
     "embeddings and every layer of the student, hard labels; one thread on one core"
 )
 
@@ -327,7 +329,7 @@ def ratios(values: list[float]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", type=Path, required=True, help="of instances of 128 tokens")
+    parser.add_argument("--corpus", type=Path, required=True, help="a corpus folder")
     parser.add_argument("--steps", type=int, help="measured (10) or compared (20)")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--pair", choices=PAIRS, help="measure this one alone")
@@ -337,17 +339,15 @@ def main() -> None:
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    from lert_ds.data.shards import read_manifest
+
     corpus = options.corpus.resolve()
     if options.part:
         print(json.dumps(do_part(options, corpus)))
         return
     result: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/distilling.py", *sys.argv[1:]]),
-        "machine": {
-            "cpu": cpu_name(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-        },
+        "machine": description(),
         "setting": SETTING,
     }
     if options.parity:
@@ -355,7 +355,8 @@ def main() -> None:
         result |= run_part("--part", "parity", "--corpus", str(corpus), "--steps", steps)
     else:
         for name in [options.pair] if options.pair else PAIRS:
-            key = f"{name}, {PAIRS[name].batch_size} instances a step"
+            length = read_manifest(corpus).length
+            key = f"{name}, {PAIRS[name].batch_size} × {length} tokens a step"
             result[key] = measure(name, corpus, options.steps or 10, options.turns)
     text = json.dumps(result, indent=2, ensure_ascii=False)
     print(text)
@@ -372,13 +373,6 @@ def do_part(options: argparse.Namespace, corpus: Path) -> dict[str, Any]:
         return run_textbrewer(options.folder, corpus, pair, options.steps)
     precision = options.part.removeprefix("ours, ")
     return run_ours(options.folder, corpus, pair, options.steps, precision)
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

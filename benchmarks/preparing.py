@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from machine import description
+
 BIN = Path(sys.executable).parent
 
 
@@ -71,7 +73,7 @@ def main() -> None:
     content = options.text.read_bytes()
     result: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/preparing.py", *sys.argv[1:]]),
-        "cores": os.cpu_count(),
+        "machine": description(),
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -11,7 +11,6 @@ figures are tokens a second over the steps after the first, which warms up.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from machine import description
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -173,11 +174,7 @@ def main() -> None:
         return
     result: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/pretraining.py", *sys.argv[1:]]),
-        "machine": {
-            "cpu": cpu_name(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-        },
+        "machine": description(),
         "model": "LERT-small (12 × 256), length 512, micro-batch 4, one thread a process",
     }
     for precision in ("fp32", "bf16"):
@@ -197,13 +194,6 @@ def main() -> None:
     print(text)
     if options.output:
         options.output.write_text(text + "\n", "utf-8")
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ from lert_ds import arithmetic, cli, distributed, model_dir, training, training_
 from lert_ds.config import Names
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError
-from lert_ds.fast_dropout import use_fast_dropout
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.pretraining_objective import LertLoss, LipConfig, train_heads
 from lert_ds.train.engine import device
@@ -59,8 +58,6 @@ class DistillRun(training_run.TrainingRun):
     """Linguistic tasks, and how their weights grow."""
     labels_only: bool = False
     """Train the same student without its teacher, for comparison: same start, batches, dropout."""
-    fast_dropout: bool = True
-    """On a CPU: masks from 16 random bits a unit, which is much faster; no effect on a GPU."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -95,13 +92,7 @@ class _Plan:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    cli.add_config_arguments(parser, DistillRun, Path(__file__).parent / "configs")
-    parser.add_argument(
-        "--processes",
-        type=int,
-        metavar="N",
-        help="with --dry-run: reckon with N processes (default: those that run)",
-    )
+    cli.add_training_arguments(parser, DistillRun, Path(__file__).parent / "configs")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -138,11 +129,7 @@ def distill(config: DistillRun, corpora: training_run.Corpora) -> None:
     models = [load_teacher(source) for source in config.teacher]
     torch.manual_seed(config.seed)  # the same first weights on every process
     student = make_student(config.student, plan.student, models[0])
-    if config.fast_dropout and not torch.cuda.is_available():
-        use_fast_dropout(student)
-    if config.train.gradient_checkpointing:
-        # The reentrant kind drops the gradients of intermediate matches without a word.
-        student.gradient_checkpointing_enable({"use_reentrant": False})
+    training.set_up_model(config, student)
     train_heads(student, config.lip.tasks)
     with training.prepared(config, corpora):
         logger.info(_explain(plan, processes))

@@ -120,6 +120,19 @@ def add_config_arguments(
     parser.epilog = f"presets: {presets}\n\nkeys (key=default):\n{config.describe(cls)}"
 
 
+def add_training_arguments(
+    parser: argparse.ArgumentParser, cls: type[config.Config], preset_folder: Path
+) -> None:
+    """Give `parser` the arguments of a command that trains."""
+    add_config_arguments(parser, cls, preset_folder)
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="with --dry-run: reckon with N processes (default: those that run)",
+    )
+
+
 def read_config(cls: type[C], arguments: argparse.Namespace) -> C:
     """Return the configuration that the arguments name."""
     path = config.find(arguments.config, [arguments.preset_folder])

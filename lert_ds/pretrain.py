@@ -15,7 +15,6 @@ from lert_ds import arithmetic, cli, distributed, model_dir, training, training_
 from lert_ds.architecture import ArchitectureConfig
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError
-from lert_ds.fast_dropout import use_fast_dropout
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.neighbour_start import start_with_neighbours
 from lert_ds.pretraining_objective import LipConfig, PretrainingObjective
@@ -40,19 +39,11 @@ class PretrainRun(training_run.TrainingRun):
     """Start from these weights instead: a folder or hub name of a LERT or any Chinese BERT."""
     lip: LipConfig = LipConfig()
     """Linguistic tasks, and how their weights grow."""
-    fast_dropout: bool = True
-    """On a CPU: masks from 16 random bits a unit, which is much faster; no effect on a GPU."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    cli.add_config_arguments(parser, PretrainRun, Path(__file__).parent / "configs")
-    parser.add_argument(
-        "--processes",
-        type=int,
-        metavar="N",
-        help="with --dry-run: reckon with N processes (default: those that run)",
-    )
+    cli.add_training_arguments(parser, PretrainRun, Path(__file__).parent / "configs")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -133,9 +124,5 @@ def _make_model(config: PretrainRun, model_config: LertConfig) -> LertForPreTrai
             start_with_neighbours(model)
     else:
         model, _ = model_dir.load(config.init_from, tag_sets=model_config.tag_sets)
-    if config.fast_dropout and not torch.cuda.is_available():
-        use_fast_dropout(model)
-    if config.train.gradient_checkpointing:
-        # The reentrant kind drops gradients where a hidden state is used twice.
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    training.set_up_model(config, model)
     return model

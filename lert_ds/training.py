@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lert_ds import arithmetic, distributed, model_dir
 from lert_ds.config import dump
@@ -28,6 +29,7 @@ from lert_ds.configuration_lert import LertConfig
 from lert_ds.data.loader import evaluation_batches, training_batches
 from lert_ds.data.sampler import MicroBatches
 from lert_ds.errors import CheckpointError
+from lert_ds.fast_dropout import use_fast_dropout
 from lert_ds.files import refuse_finished, write_json
 from lert_ds.labels import IGNORE_INDEX
 from lert_ds.modeling_lert import LertForPreTraining
@@ -87,6 +89,16 @@ def _make_folder(run: TrainingRun) -> None:
             (run.output / name).unlink(missing_ok=True)
     run.output.mkdir(parents=True, exist_ok=True)
     write_json(run.output / "config.json", dump(run))
+
+
+def set_up_model(run: TrainingRun, model: PreTrainedModel) -> None:
+    """Give a model the dropout and the checkpointing of a run, in place; no weight changes."""
+    if run.fast_dropout and not torch.cuda.is_available():
+        use_fast_dropout(model)
+    if run.train.gradient_checkpointing:
+        # The reentrant kind drops the gradients of hidden states that are used twice, as those of
+        # intermediate matches are, without a word.
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def fit(

@@ -44,6 +44,8 @@ class TrainingRun(Config):
     """auto: go on from the newest checkpoint in the output folder; never: start from step 0."""
     overwrite: bool = False
     """Replace what the output folder holds, finished or not."""
+    fast_dropout: bool = True
+    """On a CPU: masks from 16 random bits a unit, which is much faster; no effect on a GPU."""
     masking: MaskingConfig = MaskingConfig()
     """Which tokens are predicted."""
     optimizer: OptimizerConfig = OptimizerConfig()

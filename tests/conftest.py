@@ -91,6 +91,50 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def command_line(
+    process_group: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Call a command of `lert-ds` in this process, from the project's folder.
+
+    Arguments, and the exit code that is expected → what it printed.
+    """
+    from lert_ds import cli, training
+
+    monkeypatch.chdir(ROOT)
+    # DeepSpeed cannot join a second group.
+    monkeypatch.setattr(training, "leave_processes", lambda: None)
+
+    def call(arguments: Sequence[str], code: int = 0) -> str:
+        if code:
+            with pytest.raises(SystemExit, match=f"^{code}$"):
+                cli.main(arguments)
+        else:
+            cli.main(arguments)
+        printed = capsys.readouterr()
+        return printed.out + printed.err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def run_on() -> Callable[..., Any]:
+    """Return a function: corpus folder, output folder and changes → a training's configuration."""
+    from lert_ds.config import parse
+    from lert_ds.training_run import TrainingRun
+
+    def make(corpus: Path, output: Path, **changes: Any) -> TrainingRun:
+        tree = {
+            "output": str(output),
+            "corpus": str(corpus),
+            "deepspeed": "ds_configs/zero2_bf16.json",
+            "train": {"steps": 10, "batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-3},
+        }
+        return parse(TrainingRun, tree | changes, "test")
+
+    return make
+
+
 def start_deepspeed(processes: int, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run the real launcher on this machine's CPU, from the project's folder."""
     with socket.socket() as probe:

@@ -25,7 +25,7 @@ LEAVES = {
 FOR_COMPRESSION = LEAVES | {
     f"lert_ds.{name}"
     for name in (
-        "architecture", "cli", "configuration_lert", "data", "fast_dropout", "model_dir",
+        "architecture", "cli", "configuration_lert", "data", "model_dir",
         "model_source", "modeling_lert",
         "pretraining_objective", "train", "training", "training_run",
     )

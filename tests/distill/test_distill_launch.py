@@ -1,5 +1,6 @@
 """Distillation by the real `deepspeed` launcher: every ZeRO stage, both precisions."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from lert_ds.labels import LTP_TAGS
 from lert_ds.modeling_lert import LertForPreTraining
 
 STEPS = 10
-STAGES = ["zero0", "zero1", "zero2", "zero3"]
 RUNS = [
-    *(f"{stage}_{precision}" for precision in ("fp32", "bf16") for stage in STAGES),
+    *(f"zero{stage}_{precision}" for precision in ("fp32", "bf16") for stage in (0, 1, 2)),
     "zero1_autocast",
+    # Last: ZeRO-3 gives the process a linear function of DeepSpeed's own, which rounds otherwise.
+    "zero3_fp32",
+    "zero3_bf16",
 ]
 IN_PIECES = "zero3_fp32 with its teacher in pieces"
 MATCHES = [
@@ -42,6 +45,7 @@ def configuration(
         },
         "distillation": {"kd_loss_type": "kl", "temperature_squared": True,
                          "hard_label_weight": 0.5, "intermediate_matches": MATCHES},
+        "lip": {"pos": 0.1, "ner": 0.1, "dep": 0.1},  # in full weight from the second step on
         "schedule": {"warmup_steps": 2},
         "train": {
             "steps": STEPS, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 3e-3,
@@ -103,7 +107,7 @@ def test_every_stage_and_precision_distils_alike(
     training_losses: Any, matrix: Mapping[str, Path], one_process: Path, name: str
 ) -> None:
     expected = training_losses(one_process)
-    assert expected[-1] < expected[0]
+    assert expected[-1] < expected[1]
     assert close(training_losses(matrix[name]), expected, name)
     student, report = model_dir.load(matrix[name] / "model", LertForPreTraining)
     assert not report.random
@@ -120,8 +124,6 @@ def test_an_interrupted_run_resumes_with_its_projections(
     launch_runs: Any, training_losses: Any, tiny_corpus: Path, teacher: Path,
     matrix: Mapping[str, Path], tmp_path: Path, name: str,
 ) -> None:  # fmt: skip
-    import shutil
-
     run = shutil.copytree(matrix[name], tmp_path / "run")
     shutil.rmtree(run / "model")
     shutil.rmtree(run / "checkpoints/step-10")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertForMaskedLM
 
-from lert_ds import cli, model_dir, training
+from lert_ds import model_dir
 from lert_ds.data.shards import MANIFEST
 
 SMALL = [
@@ -25,13 +25,9 @@ Pretrain = Callable[..., str]
 def pretrain(
     tiny_corpus: Path,
     tmp_path: Path,
-    process_group: None,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    command_line: Callable[..., str],
 ) -> Pretrain:
     """Run `lert-ds pretrain` in this process; returns what it printed."""
-    monkeypatch.chdir(Path(__file__).parents[2])
-    monkeypatch.setattr(training, "leave_processes", lambda: None)
 
     def run(*changes: str, code: int = 0) -> str:
         # The configuration is small, on the tiny corpus, and its changes come last.
@@ -39,13 +35,7 @@ def pretrain(
             "pretrain", "pretrain-small", f"corpus={tiny_corpus}", f"output={tmp_path / 'run'}",
             *SMALL, "train.steps=10", "train.evaluate_every=5", "train.save_every=5", *changes,
         ]  # fmt: skip
-        if code:
-            with pytest.raises(SystemExit, match=f"^{code}$"):
-                cli.main(arguments)
-        else:
-            cli.main(arguments)
-        printed = capsys.readouterr()
-        return printed.out + printed.err
+        return command_line(arguments, code)
 
     return run
 

@@ -5,22 +5,11 @@ import numpy as np
 import pytest
 
 from lert_ds import training, training_run
-from lert_ds.config import parse
 from lert_ds.data.shards import HELD_OUT, Corpus
 from lert_ds.labels import IGNORE_INDEX
 
 
-def run_on(corpus: Path, output: Path, **changes: Any) -> training_run.TrainingRun:
-    tree = {
-        "output": str(output),
-        "corpus": str(corpus),
-        "deepspeed": "ds_configs/zero2_bf16.json",
-        "train": {"steps": 10, "batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-3},
-    }
-    return parse(training_run.TrainingRun, tree | changes, "test")
-
-
-def test_baselines_are_of_the_held_out_text(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_baselines_are_of_the_held_out_text(run_on: Any, tiny_corpus: Path, tmp_path: Path) -> None:
     found = training.baselines(training_run.open_corpora(run_on(tiny_corpus, tmp_path)))
     corpus = Corpus([tiny_corpus / HELD_OUT])
     ids = np.concatenate([corpus[index].input_ids[1:-1] for index in range(len(corpus))])
@@ -32,7 +21,9 @@ def test_baselines_are_of_the_held_out_text(tiny_corpus: Path, tmp_path: Path) -
     assert found["ner/accuracy"]["majority tag"] == pytest.approx(majority)
 
 
-def test_overwriting_clears_only_what_a_run_writes(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_overwriting_clears_only_what_a_run_writes(
+    run_on: Any, tiny_corpus: Path, tmp_path: Path
+) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     (tmp_path / "notes.txt").write_text("mine")

@@ -4,7 +4,6 @@ from typing import Any
 import pytest
 
 from lert_ds import arithmetic, training_run
-from lert_ds.config import parse
 from lert_ds.data.shards import HELD_OUT
 from lert_ds.errors import ConfigError, CorpusError
 
@@ -13,24 +12,14 @@ SHAPE = arithmetic.Shape(
 )
 
 
-def run_on(corpus: Path, output: Path, **changes: Any) -> training_run.TrainingRun:
-    tree = {
-        "output": str(output),
-        "corpus": str(corpus),
-        "deepspeed": "ds_configs/zero2_bf16.json",
-        "train": {"steps": 10, "batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-3},
-    }
-    return parse(training_run.TrainingRun, tree | changes, "test")
-
-
-def test_the_held_out_folder_is_found(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_the_held_out_folder_is_found(run_on: Any, tiny_corpus: Path, tmp_path: Path) -> None:
     corpora = training_run.open_corpora(run_on(tiny_corpus, tmp_path))
     assert corpora.valid is not None
     assert corpora.valid.folders == [tiny_corpus / HELD_OUT]
     assert (len(corpora.train), len(corpora.valid)) == (64, 13)
 
 
-def test_a_named_held_out_corpus_wins(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_a_named_held_out_corpus_wins(run_on: Any, tiny_corpus: Path, tmp_path: Path) -> None:
     corpora = training_run.open_corpora(
         run_on(tiny_corpus, tmp_path, corpus_valid=str(tiny_corpus))
     )
@@ -38,7 +27,9 @@ def test_a_named_held_out_corpus_wins(tiny_corpus: Path, tmp_path: Path) -> None
     assert len(corpora.valid) == 64
 
 
-def test_the_batch_is_solved_for_the_processes(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_the_batch_is_solved_for_the_processes(
+    run_on: Any, tiny_corpus: Path, tmp_path: Path
+) -> None:
     run = run_on(tiny_corpus, tmp_path)
     for processes, accumulation in ((1, 4), (2, 2), (4, 1)):
         numbers = training_run.work_out(run, SHAPE, 1000, 32, processes)
@@ -48,12 +39,14 @@ def test_the_batch_is_solved_for_the_processes(tiny_corpus: Path, tmp_path: Path
     assert numbers.masked_share == pytest.approx(4 / 32)  # 15 % of 30 tokens, cut to 75/512
 
 
-def test_a_batch_that_does_not_divide_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_divide_is_refused(
+    run_on: Any, tiny_corpus: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=r"train.batch_size = 8 .*train.micro_batch_size = 2"):
         training_run.work_out(run_on(tiny_corpus, tmp_path), SHAPE, 1000, 32, 3)
 
 
-def test_the_dry_run_tells_the_arithmetic(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_the_dry_run_tells_the_arithmetic(run_on: Any, tiny_corpus: Path, tmp_path: Path) -> None:
     run = run_on(tiny_corpus, tmp_path)
     corpora = training_run.open_corpora(run)
     text = training_run.explain(
@@ -65,14 +58,16 @@ def test_the_dry_run_tells_the_arithmetic(tiny_corpus: Path, tmp_path: Path) -> 
     assert "2,560" in text  # tokens
 
 
-def test_the_fingerprint_changes_with_the_corpus(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_the_corpus(
+    run_on: Any, tiny_corpus: Path, tmp_path: Path
+) -> None:
     whole = training_run.open_corpora(run_on(tiny_corpus, tmp_path))
     part = training_run.open_corpora(run_on(tiny_corpus / HELD_OUT, tmp_path))
     assert whole.fingerprint != part.fingerprint
     assert part.valid is None
 
 
-def test_no_corpus_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_no_corpus_is_refused(run_on: Any, tiny_corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="corpus is empty"):
         training_run.open_corpora(run_on(tiny_corpus, tmp_path).model_copy(update={"corpus": ()}))
     with pytest.raises(CorpusError, match="nowhere"):
