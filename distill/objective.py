@@ -4,15 +4,13 @@
          + Σ matches · weight · loss(student's features, teacher's)
          + w_hard(step) · loss on the labels
 
-The one home of TextBrewer (Yang et al. 2020, arXiv 2002.12620; version 0.2.1): KD and matches are
-`GeneralDistiller.compute_loss` with its losses, projections and schedulers. What stays aside is its
-training loop: our engine trains student and projections, and the teachers are out of its sight.
+KD and matches are TextBrewer's (`textbrewer_losses.py`). What stays aside is its training loop: our
+engine trains student and projections, and the teachers are out of its sight.
 Logits are those of the masked positions, gathered before the decoder in both models: full logits
 of 21,128 words at every position are most of the memory that TextBrewer's own loop takes.
 """
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -22,27 +20,11 @@ from torch import Tensor, nn
 from distill.adaptor import Adaptor, Logits
 from distill.distillation_config import DistillationConfig, MatchConfig
 from distill.features import Taps, tap_feature
-from distill.losses import KD_LOSSES, minilm_relation
 from distill.teacher import Teacher
-from lert_ds.errors import ConfigError
+from distill.textbrewer_losses import Float32Out, compute_only, weight_at
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch, Metrics, StepOutput, metric
 from lert_ds.train.optim import ParameterOptions
-
-try:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # its `is not 'none'`, when it is compiled
-        import textbrewer
-except ImportError as error:
-    raise ConfigError(
-        f"distillation needs TextBrewer, which cannot be imported ({error}); "
-        "pip install 'lert-ds[distill]'"
-    ) from error
-
-# TextBrewer looks its losses and features up in these, which are there to be added to.
-textbrewer.KD_LOSS_MAP.update(KD_LOSSES)
-textbrewer.MATCH_LOSS_MAP["minilm_relation"] = minilm_relation
-textbrewer.FEATURES.extend(["attention_scores", "attention_mean_scores", "qkv"])
 
 
 class DistillationObjective(nn.Module):
@@ -81,7 +63,7 @@ class DistillationObjective(nn.Module):
         self._teachers = tuple(teachers)  # in no module: see Teacher
         self._config, self._adaptor, self._total_steps = config, adaptor, total_steps
         self._labels_only = labels_only
-        self._kd = _compute_only(config, ())
+        self._kd = compute_only(config, ())
         matches = () if labels_only else config.intermediate_matches
         self.projections = nn.ModuleList()
         self.projection_options: list[dict[str, float]] = []
@@ -93,11 +75,11 @@ class DistillationObjective(nn.Module):
         self._student_taps = Taps(student, _features(matches, "layer_S"), config.relation_heads)
 
     def _matching(self, teacher: Teacher, matches: Sequence[MatchConfig]) -> "_Matching":
-        distiller = _compute_only(self._config, matches)
+        distiller = compute_only(self._config, matches)
         for place, projection in enumerate(distiller.projs):
             if projection is not None:
                 # A copy: TextBrewer shares one activation among all projections of a kind.
-                self.projections.append(_Float32Out(copy.deepcopy(projection)))
+                self.projections.append(Float32Out(copy.deepcopy(projection)))
                 self.projection_options.append(distiller.projs_group[place])
                 distiller.projs[place] = self.projections[-1]
         taps = Taps(teacher.model, _features(matches, "layer_T"), self._config.relation_heads)
@@ -154,23 +136,15 @@ class DistillationObjective(nn.Module):
         return logits, self._matchings[number].taps.take(batch.attention_mask)
 
     def _at(self, step: int, name: str) -> float:
-        """Return a weight at an optimizer step: the configured one times its scheduler.
-
-        TextBrewer's loop replaces the weight by the scheduler's value, and its first step uses the
-        weight as it stands; where the weight is 1 a decay is the same at every step.
-        """
-        weight: float = getattr(self._config, name)
-        scheduler = getattr(self._config, f"{name}_scheduler")
-        if scheduler == "none":
-            return weight
-        return weight * float(textbrewer.WEIGHT_SCHEDULER[scheduler](step / self._total_steps))
+        return weight_at(self._config, name, step / self._total_steps)
 
     def _distance(
         self, logits: Logits, taught: Sequence[Logits], batch: Batch, step: int
-    ) -> tuple[Tensor, Metrics]:
+    ) -> tuple[Tensor | float, Metrics]:
         """Return KD over heads and teachers, weighed, and what it is by head."""
         labels = self._adaptor.labels(batch)
-        total, metrics = logits["mlm"].new_zeros(()), {}
+        total: Tensor | float = 0.0
+        metrics: Metrics = {}
         for head, head_weight in self._adaptor.head_weights(step).items():
             of_head = logits[head].new_zeros(())
             for teacher, its_logits in zip(self._teachers, taught, strict=True):
@@ -244,55 +218,6 @@ class _Matching:
         self.kinds = [match.loss for match in distiller.d_config.intermediate_matches]
 
 
-class _ComputeOnly(textbrewer.GeneralDistiller):  # type: ignore[misc]
-    """TextBrewer's distiller for its `compute_loss`: no folder, no writer, no models, no device."""
-
-    def __init__(self, config: textbrewer.DistillationConfig) -> None:
-        # Its own constructor makes ./saved_models, on every rank at once, and asks for CUDA.
-        training = textbrewer.TrainingConfig.__new__(textbrewer.TrainingConfig)
-        training.device, training.log_dir, training.local_rank = "cpu", None, -1
-        super().__init__(training, config, None, None, None, None)
-
-
-def _compute_only(config: DistillationConfig, matches: Sequence[MatchConfig]) -> _ComputeOnly:
-    """Return TextBrewer's losses of `config` with these of its matches; KD has the weight 1."""
-    keys: dict[str, Any] = {}
-    if config.temperature_scheduler != "none":  # TextBrewer knows its default by identity
-        scheduler = config.temperature_scheduler
-        keys["temperature_scheduler"] = scheduler if isinstance(scheduler, str) else list(scheduler)
-    return _ComputeOnly(
-        textbrewer.DistillationConfig(
-            temperature=config.temperature,
-            kd_loss_type=_name_of_loss(config),
-            probability_shift=config.probability_shift,
-            intermediate_matches=[
-                {
-                    "layer_T": _for_textbrewer(match.layer_T),
-                    "layer_S": _for_textbrewer(match.layer_S),
-                    "feature": tap_feature(match.feature, match.loss),
-                    "loss": match.loss,
-                    "weight": match.weight,
-                    "proj": _for_textbrewer(match.proj),
-                }
-                for match in matches
-            ],
-            **keys,
-        )
-    )
-
-
-def _name_of_loss(config: DistillationConfig) -> str:
-    """Return the name in `KD_LOSS_MAP`."""
-    if config.temperature_squared:
-        return f"{config.kd_loss_type}_t2"
-    return "lean_ce" if config.kd_loss_type == "ce" else config.kd_loss_type
-
-
-def _for_textbrewer(value: Any) -> Any:
-    """Return lists for tuples: TextBrewer looks for the former, and appends to them."""
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _features(matches: Sequence[MatchConfig], side: str) -> dict[str, set[int]]:
     """Return the layers that the matches read on one side, by feature."""
     wanted: dict[str, set[int]] = {}
@@ -301,23 +226,6 @@ def _features(matches: Sequence[MatchConfig], side: str) -> dict[str, set[int]]:
         layers = layers if isinstance(layers, tuple) else (layers,)
         wanted.setdefault(tap_feature(match.feature, match.loss), set()).update(layers)
     return wanted
-
-
-class _Float32Out(nn.Module):
-    """A projection that computes in the type of its weights and returns float32.
-
-    The match losses are sums over batch, length and width: in fp16 they overflow (nan at 16 × 500 ×
-    1024), in bf16 their counts are rounded.
-    """
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        dtype = next(self.inner.parameters()).dtype
-        projected: Tensor = self.inner(hidden.to(dtype))
-        return projected.float()
 
 
 T = TypeVar("T")

@@ -51,7 +51,7 @@ HOMES = {
     "ltp_core": _LTP,
     "ltp_extension": _LTP,
     "jieba": {"lert_ds.corpus.annotators.jieba_annotator"},
-    "textbrewer": {"distill.objective"},
+    "textbrewer": {"distill.textbrewer_losses"},
     "textpruner": {"prune.pruner"},
     "onnxruntime": {"prune.export_onnx", "prune.benchmark"},
     "wandb": {"lert_ds.train.tracking"},

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from distill.run import DistillRun
 from lert_ds import cli, config
 from lert_ds.prepare import PrepareConfig
 from lert_ds.pretrain import PretrainRun
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-PRESETS = ROOT / "lert_ds/configs"
-CONFIGURED = {"prepare": PrepareConfig, "pretrain": PretrainRun}
+PRESETS = [ROOT / "lert_ds/configs", ROOT / "distill/configs"]
+CONFIGURED = {"prepare": PrepareConfig, "pretrain": PretrainRun, "distill": DistillRun}
 
 
 def commands() -> list[str]:
@@ -37,12 +38,12 @@ def test_a_command_names_what_there_is(line: str) -> None:
     if command not in CONFIGURED or "--show" in arguments:
         return
     names = [word for word in arguments if "=" not in word and not word.startswith("-")]
-    path = config.find(names[0], [PRESETS])
+    path = config.find(names[0], PRESETS)
     config.load(CONFIGURED[command], path, [word for word in arguments if "=" in word])
 
 
 @pytest.mark.parametrize(
-    "path", sorted(set(re.findall(r"`((?:lert_ds|ds_configs)/[\w/.]*)`", README)))
+    "path", sorted(set(re.findall(r"`((?:lert_ds|distill|ds_configs)/[\w/.]*)`", README)))
 )
 def test_a_file_that_is_named_is_there(path: str) -> None:
     assert (ROOT / path).exists()

@@ -41,7 +41,7 @@ def refusal(text: str, tmp_path: Path) -> str:
 
 
 def theirs(functions: dict[str, Any]) -> set[str]:
-    """Return TextBrewer's own names: `distill.objective` adds ours to its maps."""
+    """Return TextBrewer's own names: `distill.textbrewer_losses` adds ours to its maps."""
     return {name for name, f in functions.items() if f.__module__.startswith("textbrewer")}
 
 

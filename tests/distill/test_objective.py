@@ -147,7 +147,7 @@ def test_each_tasks_kd_has_its_weight_and_follows_the_lip_schedule() -> None:
     student, teacher = logits_of(objective.student, batch), logits_of(TEACHER, batch)
     lip = {"mlm": 1.0, "pos": 2.0 * step / (STEPS / 6), "ner": 0.5 * step / (STEPS / 3)}
     expected = sum(w * kl(student[head], teacher[head], 4.0) for head, w in lip.items())
-    assert float(output.loss) == pytest.approx(expected, rel=1e-5)
+    assert float(output.loss.detach()) == pytest.approx(expected, rel=1e-5)
     assert "kd/dep" not in output.metrics
     total, count = output.metrics["kd/pos"].tolist()
     assert total / count == pytest.approx(kl(student["pos"], teacher["pos"], 4.0), rel=1e-5)
@@ -327,7 +327,7 @@ def test_a_projection_is_trained_with_the_student(kind: str) -> None:
         expected += float((projected - theirs[layer_t])[mask].square().mean())
         assert weight.grad is not None
         assert float(weight.grad.norm()) > 0
-    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
     names = {name.split(".")[0] for name, _ in objective.named_parameters()}
     assert names == {"student", "projections"}
 
@@ -338,14 +338,6 @@ def test_a_projection_may_have_its_own_rate() -> None:
     plain = {**match, "layer_T": 1, "layer_S": 1, "proj": "linear"}
     objective = make_objective({"intermediate_matches": [plain, with_rate]})
     assert objective.parameter_options(1e-3) == {"projections.1": (pytest.approx(5.0), 0.0)}
-
-
-def test_a_projection_in_16_bits_gives_float32() -> None:
-    objective = make_objective(
-        match_alone(feature="hidden", loss="hidden_mse", layers="uniform", proj="linear")
-    )
-    objective.projections.bfloat16()
-    assert objective.projections[0](torch.ones(2, 8)).dtype == torch.float32
 
 
 def test_several_teachers_count_by_their_weights() -> None:
@@ -362,7 +354,7 @@ def test_several_teachers_count_by_their_weights() -> None:
     states = [observed(m, batch).hidden_states for m in (objective.student, other)]
     chosen = [[states[0][0], states[0][2]], [states[1][0], states[1][4]]]
     gap = float(textbrewer.MATCH_LOSS_MAP["nst"](*chosen, mask=batch.attention_mask))
-    assert float(output.loss) == pytest.approx(
+    assert float(output.loss.detach()) == pytest.approx(
         0.25 * distances[0] + 0.5 * distances[1] + gap, rel=1e-4
     )
     total, count = output.metrics["kd/mlm"].tolist()
@@ -386,7 +378,7 @@ def test_a_batch_without_masked_positions_adds_nothing() -> None:
     objective = make_objective({"hard_label_weight": 1.0})
     output = objective(make_batch(masked=0), step=50)
     output.loss.backward()
-    assert float(output.loss) == 0
+    assert float(output.loss.detach()) == 0
     assert all(torch.isfinite(pair).all() for pair in output.metrics.values())
     trained = [p for p in objective.parameters() if p.requires_grad]
     assert all(p.grad is not None and not p.grad.any() for p in trained[:3])
@@ -397,7 +389,7 @@ def test_labels_only_is_pretraining() -> None:
     keys = match_alone(feature="hidden", loss="hidden_mse", layers="uniform", proj="linear")
     objective = make_objective(keys, labels_only=True)
     output = objective(batch, step=30)
-    assert float(output.loss) == pytest.approx(hard_loss(objective, batch, 30), rel=1e-6)
+    assert float(output.loss.detach()) == pytest.approx(hard_loss(objective, batch, 30), rel=1e-6)
     assert not len(objective.projections)
     assert not any(name.startswith(("kd/", "match/")) for name in output.metrics)
 
