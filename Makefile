@@ -20,7 +20,7 @@ CORPORA ?= corpora/quickstart
 ifdef CORPUS
 SOURCE := input="$(CORPUS)"
 STEPS ?= 9000
-STUDENT_STEPS ?= 3000
+STUDENT_STEPS ?= 2000
 EVERY := train.report_every=100 train.evaluate_every=1000
 else
 SOURCE :=

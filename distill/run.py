@@ -162,9 +162,12 @@ def distill(config: DistillRun, corpora: training_run.Corpora) -> None:
 
 
 def _place(config: DistillRun, model: LertForPreTraining) -> LertForPreTraining:
-    return place_teacher(
+    placed = place_teacher(
         model, device(), config.teacher_precision, partitioned=config.teacher_partitioned
     )
+    pieces = ", a piece a process" if config.teacher_partitioned else ""
+    logger.info("teacher: computes in %s%s", str(placed.dtype).removeprefix("torch."), pieces)
+    return placed
 
 
 def _asked_tasks(config: DistillRun) -> dict[str, float]:
