@@ -90,11 +90,19 @@ bench: $(READY)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/lert-ds prepare prepare-quickstart input="$(BENCH_TEXT)" tokenizer="$(BENCH_VOCABULARY)" \
 		held_out=0 max_length=512 output=corpora/bench overwrite=true
+	$(BIN)/lert-ds prepare prepare-quickstart input="$(BENCH_TEXT)" tokenizer="$(BENCH_VOCABULARY)" \
+		held_out=0 max_length=128 output=corpora/bench-128 overwrite=true
 	$(BIN)/python benchmarks/pretraining.py --corpus corpora/bench \
 		--output benchmarks/results/pretraining.json
 	$(BIN)/python benchmarks/preparing.py --text "$(BENCH_TEXT)" \
 		--vocabulary "$(BENCH_VOCABULARY)" --output benchmarks/results/preparing.json
 	$(BIN)/python benchmarks/loader.py --corpus corpora/bench > benchmarks/results/loader.json
+	$(BIN)/python benchmarks/distilling.py --corpus corpora/bench-128 \
+		--output benchmarks/results/distilling-128.json
+	$(BIN)/python benchmarks/distilling.py --corpus corpora/bench --steps 4 \
+		--pair "LERT-base → LERT-small" --output benchmarks/results/distilling-512.json
+	$(BIN)/python benchmarks/distilling.py --corpus corpora/bench-128 --parity \
+		--output benchmarks/results/distilling-parity.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info
