@@ -1,6 +1,8 @@
 """Lines, sentences and the text of a corpus, for the vocabulary."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,12 +34,13 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_sentences_keep_their_marks() -> None:
-    found = texts.split_sentences(["今天。 好吗？！", "第一\n第二; a.b", "。"])
-    assert list(found) == ["今天。", "好吗？", "！", "第一", "第二; a.b", "。"]
+    found = texts.split_sentences(["今天。 好吗？！", "第一\n第二；三; a.b", "。"])
+    assert list(found) == ["今天。", "好吗？", "！", "第一", "第二；", "三; a.b", "。"]
 
 
 def test_words_are_joined_again() -> None:
     assert texts.join_pieces(["今", "un", "##known", "##s", "#", "[UNK]"]) == "今 unknowns # [UNK]"
+    assert texts.join_pieces(["a", "##", "b"]) == "a ## b"  # a piece of its own, not a sign
 
 
 def test_an_instance_is_text_of_the_same_pieces(tiny_corpus: Path) -> None:
@@ -47,6 +50,19 @@ def test_an_instance_is_text_of_the_same_pieces(tiny_corpus: Path) -> None:
     assert len(found) == len(corpus)
     for index, ids in enumerate(found):
         assert ids == corpus[index].input_ids[1:-1].tolist()
+
+
+def test_what_was_unknown_in_an_instance_stays(tiny_corpus: Path) -> None:
+    class OneInstance:
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> Any:
+            return SimpleNamespace(input_ids=np.array([2, 5, 1, 6, 3, 0, 0]))
+
+    tokenizer = tokenizer_files.load(tiny_corpus)
+    found = texts.read_instances(OneInstance(), tokenizer)  # type: ignore[arg-type]
+    assert texts.tokenize(tokenizer, list(found)) == [[5, 1, 6]]
 
 
 @given(st.lists(st.lists(st.integers(0, 4))))
