@@ -1,4 +1,4 @@
-# make quickstart                      raw text → corpus → LERT → a smaller one → curves, on a CPU
+# make quickstart                      raw text → corpus → LERT → a smaller one → ONNX, on a CPU
 # make quickstart CORPUS=text          on your own text (UTF-8 .txt, .jsonl, .parquet; .gz, .zst)
 # make quickstart CORPUS=a VALID=b     evaluated on a text of yours, not on a tenth of the first
 # make test | check | bench            each makes .venv first when it is needed
@@ -49,7 +49,7 @@ $(READY): constraints.txt pyproject.toml
 	# torch first and exactly: any looser demand brings gigabytes of CUDA to a machine without it.
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet -c constraints.txt setuptools wheel ninja
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[ltp,tracking,distill,prune,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[ltp,tracking,distill,prune,export,dev]'
 	# textpruner's own requirements cannot be met on Python 3.10 and later (see pyproject.toml).
 	$(BIN)/pip install --quiet --no-deps -c constraints.txt textpruner==1.1.post2
 	touch $@
@@ -63,28 +63,30 @@ test: $(READY)
 	$(BIN)/pytest -q $(PYTEST)
 
 quickstart: $(READY)
-	@echo "1/5  raw text → corpus: words, parts of speech, entities"
+	@echo "1/6  raw text → corpus: words, parts of speech, entities"
 	$(BIN)/lert-ds prepare prepare-quickstart output="$(CORPORA)" $(SOURCE) $(HELD_OUT) overwrite=true
 ifdef VALID
 	$(BIN)/lert-ds prepare prepare-quickstart input="$(VALID)" tokenizer="$(CORPORA)" held_out=0 \
 		output="$(CORPORA)-valid" overwrite=true
 endif
-	@echo; echo "2/5  sentences annotated by hand → corpus: dependency relations"
+	@echo; echo "2/6  sentences annotated by hand → corpus: dependency relations"
 	$(BIN)/lert-ds prepare prepare-quickstart-annotated \
 		tokenizer="$(CORPORA)" output="$(CORPORA)-annotated" overwrite=true
-	@echo; echo "3/5  pre-training: $(STEPS) steps, $(PROCESSES) processes, ZeRO-2"
+	@echo; echo "3/6  pre-training: $(STEPS) steps, $(PROCESSES) processes, ZeRO-2"
 	$(TRAIN) pretrain pretrain-quickstart output="$(RUN)" $(ON) train.steps=$(STEPS)
-	@echo; echo "4/5  distillation: $(STUDENT_STEPS) steps of a smaller one, with its teacher and without"
+	@echo; echo "4/6  distillation: $(STUDENT_STEPS) steps of a smaller one, with its teacher and without"
 	$(TRAIN) distill distill-quickstart teacher="$(RUN)/model" output="$(STUDENT)" $(ON) \
 		train.steps=$(STUDENT_STEPS)
 	$(TRAIN) distill distill-quickstart teacher="$(RUN)/model" output="$(STUDENT)-alone" $(ON) \
 		train.steps=$(STUDENT_STEPS) labels_only=true
-	@echo; echo "5/5  the curves, and a masked sentence"
+	@echo; echo "5/6  export of the student: ONNX, fp32 and int8"
+	$(BIN)/lert-ds export export-edge model="$(STUDENT)/model" output="$(RUN)-edge" overwrite=true
+	@echo; echo "6/6  the curves, and a masked sentence"
 	$(BIN)/lert-ds report "$(RUN)" "$(STUDENT)" "$(STUDENT)-alone" --output "$(RUN)/report.html"
 	$(BIN)/lert-ds predict "$(RUN)/model" "他在中国的一[MASK]大学工作。" --top-k 3
 	$(BIN)/lert-ds predict "$(STUDENT)/model" "他在中国的一[MASK]大学工作。" --top-k 3
 	@echo; echo "corpus: $(CORPORA)/statistics.md   curves: $(RUN)/report.html"
-	@echo "model: $(RUN)/model   student: $(STUDENT)/model"
+	@echo "model: $(RUN)/model   student: $(STUDENT)/model   for the edge: $(RUN)-edge"
 
 bench: $(READY)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'

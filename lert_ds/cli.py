@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("lert_ds.prepare", "raw text to an annotated corpus folder"),
     "pretrain": ("lert_ds.pretrain", "corpus folder to a pre-trained LERT, on DeepSpeed"),
     "distill": ("distill.run", "teacher model and corpus to a smaller model, with TextBrewer"),
+    "export": ("prune.export_onnx", "model folder to ONNX graphs, fp32 and int8, for the edge"),
     "predict": ("lert_ds.predict", "fill [MASK] and tag the masked words"),
     "report": ("lert_ds.report", "the curves of runs as one HTML page"),
 }

@@ -26,7 +26,7 @@ FOR_COMPRESSION = LEAVES | {
     f"lert_ds.{name}"
     for name in (
         "architecture", "cli", "configuration_lert", "data", "model_dir",
-        "model_source", "modeling_lert",
+        "model_source", "modeling_lert", "tokenizer_files",
         "pretraining_objective", "train", "training", "training_run",
     )
 }  # fmt: skip

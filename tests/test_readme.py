@@ -10,11 +10,17 @@ from distill.run import DistillRun
 from lert_ds import cli, config
 from lert_ds.prepare import PrepareConfig
 from lert_ds.pretrain import PretrainRun
+from prune.export_onnx import ExportConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-PRESETS = [ROOT / "lert_ds/configs", ROOT / "distill/configs"]
-CONFIGURED = {"prepare": PrepareConfig, "pretrain": PretrainRun, "distill": DistillRun}
+PRESETS = [ROOT / package / "configs" for package in ("lert_ds", "distill", "prune")]
+CONFIGURED = {
+    "prepare": PrepareConfig,
+    "pretrain": PretrainRun,
+    "distill": DistillRun,
+    "export": ExportConfig,
+}
 
 
 def commands() -> list[str]:
@@ -43,7 +49,7 @@ def test_a_command_names_what_there_is(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted(set(re.findall(r"`((?:lert_ds|distill|ds_configs)/[\w/.]*)`", README)))
+    "path", sorted(set(re.findall(r"`((?:lert_ds|distill|prune|ds_configs)/[\w/.]*)`", README)))
 )
 def test_a_file_that_is_named_is_there(path: str) -> None:
     assert (ROOT / path).exists()
