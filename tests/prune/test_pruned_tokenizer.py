@@ -149,6 +149,10 @@ def test_settings_and_added_tokens_survive(tmp_path: Path, layout: str) -> None:
     assert pruned("b")["input_ids"] == [2, 1, 3]
     plain = Tokenizer.from_file(str(target / "tokenizer.json"))
     assert plain.encode(text, "a").ids == found["input_ids"]
+    tokens = json.loads((target / "tokenizer.json").read_text("utf-8"))["added_tokens"]
+    assert {token["content"]: token["id"] for token in tokens} == {
+        token: kept.index(token) for token in [*SPECIAL, *added]
+    }
     assert plain.encode("é").tokens[1:-1] == ["é"]  # neither lower case nor accents are touched
     if layout == "version 4":
         settings_ = json.loads((target / "tokenizer_config.json").read_text())

@@ -15,6 +15,7 @@ from transformers import BertTokenizer
 from lert_ds import config, tokenizer_files
 from lert_ds.data.shards import HELD_OUT, Corpus
 from lert_ds.errors import ConfigError, ModelError
+from prune import texts
 from prune.texts import count_ids, read_lines, split_sentences, tokenize
 from prune.vocabulary import (
     VocabularyConfig,
@@ -105,7 +106,10 @@ def test_counts_of_text_are_those_of_its_pieces(source: Path, tmp_path: Path) ->
     assert len(counts) == len(PIECES)
 
 
-def test_counts_of_corpora_and_text_add_up(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_counts_of_corpora_and_text_add_up(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "BATCH_SIZE", 10)
     folders = [str(tiny_corpus), str(tiny_corpus / HELD_OUT)]
     counts = count(tiny_corpus, parse(corpus=folders))
     corpus = Corpus([Path(folder) for folder in folders])
