@@ -135,13 +135,14 @@ def test_outputs_of_every_kind(tokenizer: Any) -> None:
 
     def masked(inputs: Inputs, shift: float = 0.0) -> Outputs:
         values = model_like(inputs)
-        rows = inputs["masked_positions"].numpy() // values.shape[1]
-        values[-1] += shift
-        return {"logits": values.reshape(-1, 5)[inputs["masked_positions"].numpy()][: len(rows)]}
+        values[0] += shift * (len(values) == 4)  # a row without padding, of several
+        return {"logits": values.reshape(-1, 5)[inputs["masked_positions"].numpy()]}
 
     (found,) = Reference(made, masked).compare(lambda inputs: masked(inputs, 0.5)).values()
     assert found.largest == pytest.approx(0.5, abs=1e-6)
-    assert not found.ignores_mask
+    spread = np.concatenate([masked(batch)["logits"] for batch in made]).std()
+    assert found.relative == pytest.approx(0.5 / spread, rel=1e-4)
+    assert found.relative_padded == 0
     plain = [{k: v for k, v in b.items() if k != "masked_positions"} for b in made]
     (found,) = (
         Reference(plain, lambda b: {"logits": model_like(b)[:, 0]})

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def program(request: pytest.FixtureRequest) -> onnx_ir.Model:
     torch.manual_seed(0)
     model = LertForPreTraining(SHAPE).eval()
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(logging.Logger, "handle", lambda _, record: printed.write(record.msg))
         made = onnx_graph.to_onnx(model, masked_positions=masked_positions, fuse=fuse, opset=19)
     assert printed.getvalue() == ""
     return made
