@@ -1,9 +1,11 @@
 """Files that are whole or absent: hash, fsync, rename; and the check before a folder is written."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +39,35 @@ def write_json(path: Path, tree: Any) -> None:
     """Write `tree` as indented JSON, whole or not at all."""
     text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
     write_whole(path, lambda file: file.write(text.encode("utf-8")))
+
+
+@contextlib.contextmanager
+def write_whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `folder` that takes its place when all in it is written.
+
+    What was there before goes; where writing fails it stays as it was.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+            else:
+                fsync_folder(path)
+        fsync_folder(temporary)
+        if folder.exists():
+            folder.replace(old)
+        temporary.replace(folder)
+        fsync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def fsync_folder(folder: Path) -> None:

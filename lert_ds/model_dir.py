@@ -13,7 +13,6 @@ Read too: hfl/chinese-lert-*, and any other BERT of transformers (RoBERTa-wwm, M
 import contextlib
 import json
 import logging
-import os
 import pickle
 import re
 import shutil
@@ -31,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 from lert_ds import configuration_lert, modeling_lert, tokenizer_files
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ModelError
-from lert_ds.files import fsync_folder, write_json
+from lert_ds.files import write_json, write_whole_folder
 from lert_ds.labels import TagSets
 from lert_ds.model_source import (
     CONFIG,
@@ -170,21 +169,13 @@ def save(
     _check_reloads(model, weights)
     for tied in model.all_tied_weights_keys:
         weights.pop(tied, None)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
+    with write_whole_folder(folder) as temporary:
         tokenizer_files.copy(tokenizer_folder, temporary, model.config.vocab_size)
         with _quiet_transformers():
             model.save_pretrained(temporary, state_dict=weights)
         _add_code(temporary)
         if run is not None:
             write_json(temporary / RUN, run)
-        _make_durable(temporary)
-        _put_in_place(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def count_parameters(config: LertConfig, cls: type[nn.Module] = LertForPreTraining) -> int:
@@ -239,22 +230,6 @@ def _add_code(folder: Path) -> None:
         **{auto: f"modeling_lert.{cls.__name__}" for auto, cls in AUTO_CLASSES.items()},
     }
     write_json(path, tree)
-
-
-def _make_durable(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-    fsync_folder(folder)
-
-
-def _put_in_place(temporary: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        folder.replace(old)
-    temporary.replace(folder)
-    fsync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

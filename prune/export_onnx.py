@@ -17,13 +17,10 @@ PyTorch on padded batches (`export_check.py`); beyond the tolerance nothing is w
 """
 
 import argparse
-import contextlib
 import dataclasses
 import importlib.resources
 import json
 import logging
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,7 +38,7 @@ from lert_ds import cli, config, model_dir, modeling_lert, tokenizer_files
 from lert_ds.config import Config
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError, ModelError
-from lert_ds.files import fsync_folder, refuse_finished, write_json
+from lert_ds.files import refuse_finished, write_json, write_whole_folder
 from lert_ds.model_source import CONFIG
 from lert_ds.modeling_lert import LertForPreTraining
 from prune import onnx_graph
@@ -183,7 +180,7 @@ def export(settings: ExportConfig) -> dict[str, Any]:
     graphs = {FP32: program}
     if settings.int8:
         graphs[INT8] = onnx_graph.quantize(program, reduce_range=settings.reduce_range)
-    with _whole_folder(settings.output) as folder:
+    with write_whole_folder(settings.output) as folder:
         tokenizer_files.copy(source, folder, model.config.vocab_size)
         write_json(folder / CONFIG, _edge_config(model.config, head))
         files = {name: _write(graph, folder / name) for name, graph in graphs.items()}
@@ -363,29 +360,3 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
             for output, found in facts["outputs"].items()
         ]
         yield f"{name:<28} {facts['bytes'] / 2**20:8,.1f} MiB; from PyTorch: {'; '.join(told)}"
-
-
-@contextlib.contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into that takes the place of `folder` when all is written."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
-        yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
-            else:
-                fsync_folder(path)
-        fsync_folder(temporary)
-        if folder.exists():
-            folder.replace(old)
-        temporary.replace(folder)
-        fsync_folder(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

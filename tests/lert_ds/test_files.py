@@ -16,6 +16,11 @@ class DiskFullError(OSError):
     """What a writer meets half-way."""
 
 
+def _write_half_a_folder(folder: Path) -> None:
+    (folder / "a.txt").write_text("half")
+    raise DiskFullError
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -126,3 +131,17 @@ def test_a_file_in_the_folders_place_is_refused(tmp_path: Path, overwrite: bool)
     with pytest.raises(ConfigError, match="it is a file; name a folder"):
         files.refuse_finished(path, "manifest.json", overwrite)
     assert path.read_text("utf-8") == "precious"
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "result"
+    with files.write_whole_folder(folder) as place:
+        (place / "inner").mkdir()
+        (place / "inner" / "a.txt").write_text("first")
+    with pytest.raises(DiskFullError), files.write_whole_folder(folder) as place:
+        _write_half_a_folder(place)
+    assert (folder / "inner" / "a.txt").read_text() == "first"
+    with files.write_whole_folder(folder) as place:
+        (place / "b.txt").write_text("second")
+    assert [path.name for path in folder.iterdir()] == ["b.txt"]
+    assert [path.name for path in folder.parent.iterdir()] == ["result"]

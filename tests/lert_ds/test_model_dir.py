@@ -326,7 +326,7 @@ def test_saving_replaces_whole_or_not_at_all(
     folder = tmp_path / "model"
     model_dir.save(make_model(), vocabulary, folder, {"run": 1})
     (folder / "stale.txt").write_text("of the old model")
-    monkeypatch.setattr(model_dir, "_make_durable", lambda _: 1 / 0)
+    monkeypatch.setattr(model_dir, "_add_code", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model_dir.save(make_model(), vocabulary, folder, {"run": 2})
     assert json.loads((folder / "run.json").read_text()) == {"run": 1}
