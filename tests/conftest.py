@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -71,6 +72,16 @@ def write_tiny_corpus(folder: Path, *, instances: int, seed: int, length: int = 
         ),
     )
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _logging_of_its_own() -> Iterator[None]:
+    """Undo what a command sets up: its handler writes to the captured stream of one test."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
