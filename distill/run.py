@@ -182,7 +182,8 @@ def _lines(
     evaluation = training.data_of(config, corpora).evaluation
     if evaluation is None:
         return {}
-    return teacher_lines(teachers, [evaluation() for _ in teachers], config.lip.tasks, device())
+    tag_sets = {task: corpora.train.tag_sets[task] for task in config.lip.tasks}
+    return teacher_lines(teachers, [evaluation() for _ in teachers], tag_sets, device())
 
 
 def _plan(

@@ -10,6 +10,7 @@ import torch
 from lert_ds import model_dir
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ModelError
+from lert_ds.labels import TagSets
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
 from lert_ds.pretraining_objective import LertLoss, LipConfig, masked_logits
@@ -123,7 +124,7 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 @torch.no_grad()
 def teacher_lines(
-    teachers: Sequence[Teacher], batches: Sequence[Iterable[Batch]], tasks: Sequence[str],
+    teachers: Sequence[Teacher], batches: Sequence[Iterable[Batch]], tag_sets: TagSets,
     device: torch.device,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Return what each teacher itself reaches on held-out batches: metric to name to value.
@@ -133,13 +134,14 @@ def teacher_lines(
     Args:
         teachers: The teachers.
         batches: The held-out batches of this process, once a teacher.
-        tasks: Linguistic tasks to evaluate, where a teacher has the head.
+        tag_sets: Linguistic tasks to evaluate, where a teacher has a head of these very tags.
         device: Where the teachers are.
     """
     found: dict[str, dict[str, float]] = {}
     for number, (teacher, its_batches) in enumerate(zip(teachers, batches, strict=True), start=1):
-        known = tuple(task for task in tasks if task in teacher.model.config.tasks)
-        loss = LertLoss(LipConfig(tasks=known), 1)
+        theirs = teacher.model.config.tag_sets or {}
+        known = tuple(task for task, tags in tag_sets.items() if theirs.get(task) == list(tags))
+        loss = LertLoss(LipConfig.model_validate({"tasks": known}), 1)
         sums = MetricSums()
         for batch in its_batches:
             here = batch.to(device)

@@ -218,6 +218,10 @@ def test_a_teacher_of_other_tags(distil: Distil, tmp_path: Path, tiny_corpus: Pa
     tags = {task: list(tags) for task, tags in LTP_TAGS.items()} | {"ner": ["O", "B", "I"]}
     other = write_teacher(tmp_path / "other", tiny_corpus, tag_sets=tags)
     assert "distillation.ner=0" in refused(distil, tmp_path, f"teacher={other}")
+    distil(f"teacher={other}", "distillation.ner=0")
+    lines = json.loads((tmp_path / "run/summary.json").read_text())["baselines"]
+    assert "teacher" in lines["pos/accuracy"]
+    assert "teacher" not in lines["ner/accuracy"]  # its classes mean something else
 
 
 def test_tokenizers_that_differ(distil: Distil, tmp_path: Path, teacher: Path) -> None:
