@@ -31,6 +31,7 @@ from lert_ds import arithmetic, cli, distributed, model_dir, training, training_
 from lert_ds.config import Names
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError
+from lert_ds.labels import TagSets
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.pretraining_objective import LertLoss, LipConfig, train_heads
 from lert_ds.train.engine import device
@@ -182,7 +183,7 @@ def _lines(
     evaluation = training.data_of(config, corpora).evaluation
     if evaluation is None:
         return {}
-    tag_sets = {task: corpora.train.tag_sets[task] for task in config.lip.tasks}
+    tag_sets: TagSets = {str(task): corpora.train.tag_sets[task] for task in config.lip.tasks}
     return teacher_lines(teachers, [evaluation() for _ in teachers], tag_sets, device())
 
 

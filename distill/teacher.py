@@ -141,7 +141,7 @@ def teacher_lines(
     for number, (teacher, its_batches) in enumerate(zip(teachers, batches, strict=True), start=1):
         theirs = teacher.model.config.tag_sets or {}
         known = tuple(task for task, tags in tag_sets.items() if theirs.get(task) == list(tags))
-        loss = LertLoss(LipConfig.model_validate({"tasks": known}), 1)
+        loss = LertLoss(LipConfig(tasks=known), 1)
         sums = MetricSums()
         for batch in its_batches:
             here = batch.to(device)
