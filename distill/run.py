@@ -184,7 +184,7 @@ def _lines(
     if evaluation is None:
         return {}
     tag_sets: TagSets = {str(task): corpora.train.tag_sets[task] for task in config.lip.tasks}
-    return teacher_lines(teachers, [evaluation() for _ in teachers], tag_sets, device())
+    return teacher_lines(teachers, [evaluation() for _ in teachers], tag_sets)
 
 
 def _plan(

@@ -10,12 +10,11 @@ import torch
 from lert_ds import model_dir
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ModelError
+from lert_ds.evaluation import evaluate
 from lert_ds.labels import TagSets
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
-from lert_ds.pretraining_objective import LertLoss, LipConfig, masked_logits
 from lert_ds.train.engine import partition_frozen
-from lert_ds.train.metrics import MetricSums
 from lert_ds.training_run import CorpusFacts
 
 logger = logging.getLogger(__name__)
@@ -122,11 +121,9 @@ def multiplies_bf16(device: torch.device) -> bool:
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
-@torch.no_grad()
 def teacher_lines(
-    teachers: Sequence[Teacher], batches: Sequence[Iterable[Batch]], tag_sets: TagSets,
-    device: torch.device,
-) -> dict[str, dict[str, float]]:  # fmt: skip
+    teachers: Sequence[Teacher], batches: Sequence[Iterable[Batch]], tag_sets: TagSets
+) -> dict[str, dict[str, float]]:
     """Return what each teacher itself reaches on held-out batches: metric to name to value.
 
     All processes must call it.
@@ -135,22 +132,12 @@ def teacher_lines(
         teachers: The teachers.
         batches: The held-out batches of this process, once a teacher.
         tag_sets: Linguistic tasks to evaluate, where a teacher has a head of these very tags.
-        device: Where the teachers are.
     """
     found: dict[str, dict[str, float]] = {}
     for number, (teacher, its_batches) in enumerate(zip(teachers, batches, strict=True), start=1):
-        theirs = teacher.model.config.tag_sets or {}
-        known = tuple(task for task, tags in tag_sets.items() if theirs.get(task) == list(tags))
-        loss = LertLoss(LipConfig(tasks=known), 1)
-        sums = MetricSums()
-        for batch in its_batches:
-            here = batch.to(device)
-            logits = masked_logits(teacher.model, here)
-            sums.add(loss(logits, here, step=0, evaluating=True).metrics)
         name = "teacher" if len(teachers) == 1 else f"teacher {number}"
-        for metric, value in sums.reduce().items():
-            if metric != "loss" and not metric.endswith("/weight"):
-                found.setdefault(metric, {})[name] = value
+        for metric, value in evaluate(teacher.model, its_batches, tag_sets).items():
+            found.setdefault(metric, {})[name] = value
         logger.info(
             "%s %s on the held-out corpus: %s",
             name, teacher.source,

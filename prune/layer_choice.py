@@ -20,12 +20,12 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lert_ds.errors import ConfigError
+from lert_ds.evaluation import evaluating
 from lert_ds.labels import TASKS
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch, Metrics, metric
 from lert_ds.pretraining_objective import LertLoss, LipConfig, masked_logits
 from lert_ds.train.metrics import MetricSums
-from prune.modes import evaluating
 
 Measure = Literal["block_influence", "hidden_change", "loss_change"]
 """How much a layer matters."""

@@ -26,9 +26,9 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from lert_ds.errors import ConfigError
+from lert_ds.evaluation import evaluating
+from lert_ds.model_surgery import Cut, kept, renumbering
 from lert_ds.objective import Batch
-from prune.modes import evaluating
-from prune.surgery import Cut, kept, renumbering
 
 
 @torch.no_grad()

@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lert_ds.config import Config
-from lert_ds.configuration_lert import LertConfig
 from lert_ds.distributed import rank, sum_over_ranks
 from lert_ds.errors import ConfigError
+from lert_ds.evaluation import evaluating
 from lert_ds.labels import IGNORE_INDEX
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
@@ -86,7 +86,7 @@ def score(
         batches: This rank's share; those without a masked position count nowhere. Not read by
             `magnitude`.
         config: The method.
-        tasks: Linguistic tasks whose losses are added to that of MLM; see `shared_tasks`. Examples
+        tasks: Linguistic tasks whose losses are added to that of MLM; `shared_tasks`. Examples
             without a known tag of a task have no loss of it. `fisher` needs no tags, so it may be
             given every task that the model has.
 
@@ -116,12 +116,6 @@ def score(
             if loss.requires_grad:  # not where every head and neuron is pruned
                 torch.autograd.backward(loss)
     return sums.averaged(config.method)
-
-
-def shared_tasks(config: LertConfig, tag_sets: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """Return the tasks whose heads in a model have just the tags, in their order, of a corpus."""
-    ours = config.tag_sets or {}
-    return tuple(task for task in config.tasks if list(tag_sets.get(task, ())) == list(ours[task]))
 
 
 def _sum_of_example_losses(
@@ -228,16 +222,14 @@ class _GateSums:
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Let `model` run without dropout and without gradients of its weights."""
-    training = {module: module.training for module in model.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for parameter, requires_grad in wanted.items():
             parameter.requires_grad_(requires_grad)
-        for module, mode in training.items():
-            module.training = mode
 
 
 @torch.no_grad()

@@ -25,8 +25,8 @@ LEAVES = {
 FOR_COMPRESSION = LEAVES | {
     f"lert_ds.{name}"
     for name in (
-        "architecture", "cli", "configuration_lert", "data", "model_dir",
-        "model_source", "modeling_lert", "tokenizer_files",
+        "architecture", "cli", "configuration_lert", "data", "evaluation", "model_dir",
+        "model_source", "model_surgery", "modeling_lert", "tokenizer_files",
         "pretraining_objective", "train", "training", "training_run",
     )
 }  # fmt: skip

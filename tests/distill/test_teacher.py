@@ -86,7 +86,7 @@ def test_the_line_is_what_an_evaluation_of_the_teacher_would_say(
         for _ in range(2)
     ]  # fmt: skip
     one = teacher.Teacher("one", model, 0.5)
-    found = teacher.teacher_lines([one], [batches], {t: LTP_TAGS[t] for t in ("pos", "dep")}, CPU)
+    found = teacher.teacher_lines([one], [batches], {t: LTP_TAGS[t] for t in ("pos", "dep")})
     objective = PretrainingObjective(model, LipConfig(tasks=("pos", "dep")), 10).eval()
     sums = MetricSums()
     for batch in batches:
@@ -95,5 +95,5 @@ def test_the_line_is_what_an_evaluation_of_the_teacher_would_say(
     assert set(found) == {name for name in expected if "/" in name and "weight" not in name}
     for name, values in found.items():
         assert values == {"teacher": pytest.approx(expected[name])}
-    two = teacher.teacher_lines([one, one], [batches, batches], {}, CPU)
+    two = teacher.teacher_lines([one, one], [batches, batches], {})
     assert set(two["mlm/loss"]) == {"teacher 1", "teacher 2"}

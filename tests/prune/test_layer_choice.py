@@ -11,10 +11,10 @@ from torch.nn import functional
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError
 from lert_ds.labels import IGNORE_INDEX
+from lert_ds.model_surgery import Cut, cut
 from lert_ds.modeling_lert import LertForPreTraining, LertForSequenceClassification
 from lert_ds.objective import Batch
 from prune.layer_choice import MEASURES, Measure, choose_layers, layers_without, measure_layers
-from prune.surgery import Cut, cut
 
 TAGS = {"pos": ["n", "v", "a"], "dep": ["HED", "ATT"]}
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError
+from lert_ds.model_surgery import Cut, cut
 from lert_ds.modeling_lert import LertForPreTraining, LertForSequenceClassification
 from lert_ds.objective import Batch
 from prune.repair import NormalEquations, repair
-from prune.surgery import Cut, cut
 
 HEADS = ((True, False, True, True), (False, True, False, False), (True,) * 4)
 NEURONS = (torch.arange(24) % 3 > 0, torch.arange(24) < 9, torch.arange(24) % 2 == 0)

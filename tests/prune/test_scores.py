@@ -20,7 +20,7 @@ from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
 from lert_ds.pretraining_objective import masked_logits
 from prune import scores as scores_module
-from prune.scores import Method, Scores, ScoringConfig, score, shared_tasks
+from prune.scores import Method, Scores, ScoringConfig, score
 
 TASKS = ("pos", "dep")
 SHAPE = {
@@ -330,15 +330,6 @@ def test_a_model_with_nothing_left_to_prune_has_empty_scores() -> None:
     model = make_model(layer_attention_heads=[0, 0], layer_intermediate_sizes=[0, 0])
     found = score(model, [make_batch(3)], ScoringConfig(method="gate_gradient"))
     assert [len(s) for s in (*found.heads, *found.neurons)] == [0, 0, 0, 0]
-
-
-def test_shared_tasks_have_the_same_tags_in_the_same_order() -> None:
-    config = LertConfig(**SHAPE)
-    tags = {task: list(LTP_TAGS[task]) for task in ("pos", "ner", "dep")}
-    assert shared_tasks(config, tags) == ("pos", "dep")
-    assert shared_tasks(config, tags | {"dep": tags["dep"][::-1]}) == ("pos",)
-    assert shared_tasks(config, {"dep": tags["dep"]}) == ("dep",)
-    assert shared_tasks(LertConfig(**SHAPE | {"tag_sets": None}), tags) == ()
 
 
 @pytest.fixture(scope="module")

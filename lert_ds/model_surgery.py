@@ -114,6 +114,39 @@ def cut(model: M, shape: Cut) -> M:
     return smaller
 
 
+@torch.no_grad()
+def expand(smaller: M, model: M, shape: Cut) -> M:
+    """Return a model of `model`'s size that computes what `smaller` does: zeros for what was cut.
+
+    The inverse of `cut`, but for what is gone. Layers and pieces cannot come back.
+
+    Args:
+        smaller: What `shape` left of `model`, its weights changed since or not.
+        model: What was cut; it stays as it is.
+        shape: Heads and neurons alone.
+    """
+    assert shape.layers is None, shape.layers
+    assert shape.pieces is None
+    left = kept(model.config, shape)
+    whole = copy.deepcopy(model)
+    weights = whole.state_dict()
+    for name, weight in weights.items():
+        if (in_layer := _OF_A_LAYER.fullmatch(name)) is not None:
+            number = int(in_layer["number"])
+            head_size = model.config.hidden_size // model.config.num_attention_heads
+            units = _units_of(left.heads[number], head_size)
+            index = _index_of(in_layer["name"], units, left.neurons[number])
+            if index is not None:
+                weight.zero_()
+        else:
+            index = None
+        if index is None:
+            weight.copy_(smaller.state_dict()[name])
+        elif weight[index].numel():
+            weight[index] = smaller.state_dict()[name].to(weight.dtype)
+    return whole
+
+
 def renumbering(pieces: Tensor, vocabulary_size: int, unknown_id: int) -> Tensor:
     """Return the new id of each old one, int64 [vocabulary_size]; a cut piece's is that of [UNK].
 
@@ -234,13 +267,18 @@ def _units_of(heads: Tensor, head_size: int) -> Tensor:
 
 
 def _of_layer(name: str, weight: Tensor, units: Tensor, neurons: Tensor) -> Tensor:
-    units, neurons = units.to(weight.device), neurons.to(weight.device)
+    index = _index_of(name, units.to(weight.device), neurons.to(weight.device))
+    return weight if index is None else weight[index]
+
+
+def _index_of(name: str, units: Tensor, neurons: Tensor) -> tuple[slice | Tensor, ...] | None:
+    """Return where in a layer's weight `name` the units of its heads, or its neurons, stand."""
     if name.startswith("attention.self."):
-        return weight[units]
+        return (units,)
     if name == "attention.output.dense.weight":
-        return weight[:, units]
+        return (slice(None), units)
     if name.startswith("intermediate.dense."):
-        return weight[neurons]
+        return (neurons,)
     if name == "output.dense.weight":
-        return weight[:, neurons]
-    return weight
+        return (slice(None), neurons)
+    return None

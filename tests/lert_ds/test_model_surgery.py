@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError
+from lert_ds.model_surgery import Cut, cut, cut_config, expand, kept, renumbering
 from lert_ds.modeling_lert import (
     AUTO_CLASSES,
     LertForMaskedLM,
@@ -19,7 +20,6 @@ from lert_ds.modeling_lert import (
     LertForSequenceClassification,
     LertModel,
 )
-from prune.surgery import Cut, cut, cut_config, kept, renumbering
 
 IDS = torch.tensor([[2, 17, 9, 30, 4, 3], [2, 8, 8, 21, 11, 3]])
 HEADS = ((True, False, True, True), (False,) * 4, (True,) * 4)
@@ -89,6 +89,22 @@ def shapes(draw: st.DrawFn) -> Cut:
         ),
         layers=draw(st.one_of(st.none(), st.just(tuple(chosen)))),
     )
+
+
+@settings(max_examples=20, deadline=None)
+@given(shapes())
+def test_what_is_expanded_computes_what_the_cut_one_does(shape: Cut) -> None:
+    shape = Cut(shape.heads, shape.neurons)
+    model = make_model()
+    smaller = cut(model, shape)
+    whole = expand(smaller, model, shape)
+    assert whole.config.to_dict() == model.config.to_dict()
+    agree(whole, smaller)
+    if smaller.num_parameters() < model.num_parameters():
+        assert any((weight == 0).all(-1).any() for weight in whole.parameters())
+    # Back again, to the bit: nothing of the cut one was lost on the way.
+    for one, other in zip(cut(whole, shape).parameters(), smaller.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 @settings(max_examples=40, deadline=None)
