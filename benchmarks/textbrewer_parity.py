@@ -65,7 +65,7 @@ def make_objective(
     teacher: Path, student: Path, distillation: dict[str, Any], steps: int
 ) -> DistillationObjective:
     """Return our objective of two model folders."""
-    of_teacher = load_teacher(str(teacher))
+    of_teacher = load_teacher(str(teacher), teacher)
     of_student, _ = model_dir.load(student, LertForPreTraining)
     config = parse(DistillationConfig, distillation, "parity")
     return DistillationObjective(

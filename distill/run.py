@@ -104,10 +104,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     processes = arguments.processes or distributed.world_size()
     if any(folder.exists() for folder in config.corpus):
-        corpora = training_run.open_corpora(config)
-        plan = _plan(
-            config, CorpusFacts.of(corpora), corpora.train.manifest.tokenizer_sha256, processes
-        )
+        corpora = _in_its_vocabulary(config, training_run.open_corpora(config))
+        plan = _plan(config, CorpusFacts.of(corpora), corpora.tokenizer_folder, processes)
     else:
         facts = CorpusFacts.assumed(config.student.positions)
         pieces = model_dir.read_config(config.teacher[0]).vocab_size
@@ -124,10 +122,10 @@ def distill(config: DistillRun, corpora: training_run.Corpora) -> None:
         UserError: something does not fit; nothing has been changed then.
     """
     processes = distributed.world_size()
-    tokenizer_sha256 = corpora.train.manifest.tokenizer_sha256
-    plan = _plan(config, CorpusFacts.of(corpora), tokenizer_sha256, processes)
+    corpora = _in_its_vocabulary(config, corpora)
+    plan = _plan(config, CorpusFacts.of(corpora), corpora.tokenizer_folder, processes)
     config = plan.run
-    models = [load_teacher(source) for source in config.teacher]
+    models = [load_teacher(source, corpora.tokenizer_folder) for source in config.teacher]
     torch.manual_seed(config.seed)  # the same first weights on every process
     student = make_student(config.student, plan.student, models[0])
     training.set_up_model(config, student)
@@ -162,6 +160,12 @@ def distill(config: DistillRun, corpora: training_run.Corpora) -> None:
         distributed.barrier()
 
 
+def _in_its_vocabulary(config: DistillRun, corpora: training_run.Corpora) -> training_run.Corpora:
+    """Return the corpora in the vocabulary of the student, where that is a pruned one."""
+    given = config.student.model
+    return corpora if given is None else corpora.in_vocabulary_of(given)
+
+
 def _place(config: DistillRun, model: LertForPreTraining) -> LertForPreTraining:
     placed = place_teacher(
         model, device(), config.teacher_precision, partitioned=config.teacher_partitioned
@@ -187,9 +191,7 @@ def _lines(
     return teacher_lines(teachers, [evaluation() for _ in teachers], tag_sets)
 
 
-def _plan(
-    config: DistillRun, facts: CorpusFacts, tokenizer_sha256: str | None, processes: int
-) -> _Plan:
+def _plan(config: DistillRun, facts: CorpusFacts, tokenizer: Path | None, processes: int) -> _Plan:
     """Return the run resolved, having checked all that can be before a weight is read.
 
     Raises:
@@ -201,10 +203,9 @@ def _plan(
         logger.warning("%s: no tags for %s", config.corpus[0], ", ".join(left))
     config = config.model_copy(update={"lip": config.lip.model_copy(update={"tasks": tasks})})
     teachers = [
-        check_teacher(source, facts, tokenizer_sha256, _asked_tasks(config))
-        for source in config.teacher
+        check_teacher(source, facts, tokenizer, _asked_tasks(config)) for source in config.teacher
     ]
-    _check_given_student(config, tokenizer_sha256)
+    _check_given_student(config)
     student = student_shape(config.student, teachers[0], facts, tasks)
     if facts.length > student.max_position_embeddings:
         raise ConfigError(
@@ -215,13 +216,14 @@ def _plan(
     config = config.model_copy(update={"distillation": distillation})
     numbers = training_run.work_out(
         config,
-        _arithmetic_shape(student),
+        student,
         model_dir.count_parameters(student),
         facts.length,
         processes,
     )
     forward = sum(
-        arithmetic.flops_per_token(_arithmetic_shape(one), facts.length, numbers.masked_share) / 3
+        arithmetic.flops_per_token(training_run.shape_of(one), facts.length, numbers.masked_share)
+        / 3
         for one in teachers
     )  # a forward is a third of a training step
     if not config.labels_only:
@@ -230,7 +232,7 @@ def _plan(
     return _Plan(config, facts, teachers, student, numbers)
 
 
-def _check_given_student(config: DistillRun, tokenizer_sha256: str | None) -> None:
+def _check_given_student(config: DistillRun) -> None:
     if config.student.model is None:
         return
     folder = model_dir.resolve(config.student.model).resolve()
@@ -240,18 +242,6 @@ def _check_given_student(config: DistillRun, tokenizer_sha256: str | None) -> No
                 f"student.model = {config.student.model}: this is the teacher; name a smaller "
                 "model, or leave it out and give the student's shape"
             )
-    if tokenizer_sha256 is not None:
-        model_dir.check_tokenizer(config.student.model, tokenizer_sha256)
-
-
-def _arithmetic_shape(config: LertConfig) -> arithmetic.Shape:
-    return arithmetic.Shape(
-        layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        heads=config.num_attention_heads,
-        vocabulary_size=config.vocab_size,
-    )
 
 
 def _explain(plan: _Plan, processes: int) -> str:

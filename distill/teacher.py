@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,10 +13,12 @@ from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ModelError
 from lert_ds.evaluation import evaluate
 from lert_ds.labels import TagSets
+from lert_ds.model_surgery import Cut, cut, cut_config
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
 from lert_ds.train.engine import partition_frozen
 from lert_ds.training_run import CorpusFacts
+from lert_ds.vocabulary_view import places
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +39,16 @@ class Teacher:
 
 
 def check_teacher(
-    source: str, facts: CorpusFacts, tokenizer_sha256: str | None, tasks: Iterable[str]
+    source: str, facts: CorpusFacts, tokenizer: Path | None, tasks: Iterable[str]
 ) -> LertConfig:
     """Return a teacher's configuration, having held it to what the student will read and learn.
+
+    Where the student's vocabulary was pruned, it is that of the teacher with the same pieces left.
 
     Args:
         source: Model folder or name on the hub.
         facts: Of the corpus.
-        tokenizer_sha256: Of the corpus; None where it is not there yet.
+        tokenizer: Folder whose tokenizer the ids are of; None where no corpus is there yet.
         tasks: Linguistic tasks that the teacher is asked about.
 
     Raises:
@@ -51,8 +56,8 @@ def check_teacher(
     """
     folder = model_dir.resolve(source)
     config = model_dir.read_config(folder)
-    if tokenizer_sha256 is not None:
-        model_dir.check_tokenizer(source, tokenizer_sha256)
+    if tokenizer is not None:
+        config = cut_config(config, _vocabulary_cut(source, tokenizer))
     if config.max_position_embeddings < facts.length:
         raise ModelError(
             f"{source}: the teacher has {config.max_position_embeddings} positions, but the corpus "
@@ -74,8 +79,18 @@ def check_teacher(
     return config
 
 
-def load_teacher(source: str) -> LertForPreTraining:
+def _vocabulary_cut(source: str, tokenizer: Path) -> Cut:
+    ids = places(model_dir.resolve(source), tokenizer)
+    return Cut(pieces=None if ids is None else torch.tensor(ids))
+
+
+def load_teacher(source: str, tokenizer: Path) -> LertForPreTraining:
     """Return the teacher of a folder or hub name, frozen, in fp32 on the host.
+
+    Args:
+        source: Model folder or name on the hub.
+        tokenizer: Folder whose tokenizer the student has; the teacher loses the pieces that it
+            lacks, and says the probabilities of the others as if they were all there are.
 
     Raises:
         ModelError: it cannot be read, or has no MLM head.
@@ -91,6 +106,8 @@ def load_teacher(source: str) -> LertForPreTraining:
         raise ModelError(
             f"{source}: the teacher lacks weights for {missing[0]}; copy or download it again"
         )
+    if (shape := _vocabulary_cut(source, tokenizer)).pieces is not None:
+        model = cut(model, shape)
     model.requires_grad_(False)
     model.eval()
     return model

@@ -12,8 +12,10 @@ class Shape:
 
     layers: int
     hidden_size: int
-    intermediate_size: int
-    heads: int
+    attention_size: float
+    """Heads times their size, the mean of the layers: the hidden size where none is pruned."""
+    intermediate_size: float
+    """The mean of the layers."""
     vocabulary_size: int
 
 
@@ -21,15 +23,17 @@ def flops_per_token(shape: Shape, length: int, masked_share: float) -> float:
     """Return the floating-point operations a token of one training step, forward and backward.
 
     Two operations a multiply-add, and the backward pass costs twice the forward, hence 6 a weight:
-    `6 · (layers · (4h² + 2hf) + masked · (h² + hV)) + 12 · layers · h · length`, the last term for
-    the two products of attention. Embedding look-ups, norms, activations and whatever gradient
-    checkpointing computes again do not count (model operations, not those of the hardware).
+    `6 · (layers · (4ha + 2hf) + masked · (h² + hV)) + 12 · layers · a · length`, the last term for
+    the two products of attention; a is the attention size. Embedding look-ups, norms, activations
+    and whatever gradient checkpointing computes again do not count (model operations, not those of
+    the hardware).
     The same form as in Kaplan et al. 2020 (arXiv 2001.08361), appendix B, plus attention.
     """
     hidden = shape.hidden_size
-    encoder = shape.layers * (4 * hidden**2 + 2 * hidden * shape.intermediate_size)
+    attention = shape.attention_size
+    encoder = shape.layers * hidden * (4 * attention + 2 * shape.intermediate_size)
     heads = masked_share * (hidden**2 + hidden * shape.vocabulary_size)
-    return 6.0 * (encoder + heads) + 12.0 * shape.layers * hidden * length
+    return 6.0 * (encoder + heads) + 12.0 * shape.layers * attention * length
 
 
 def measured_peak_flops(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:
@@ -92,8 +96,8 @@ def memory_per_process(
     fp16. Stage 1 divides the optimizer by N, stage 2 the gradients too, stage 3 the weights too.
     Activations that a layer keeps of a micro-batch of b instances of length n (Korthikanti et al.
     2022, arXiv 2205.05198, without the attention matrix, which SDPA does not keep on a GPU):
-    b·n·(8h + 2f) elements (query, key, value, their result, the inputs and outputs of both norms;
-    the feed-forward part before and after its activation) and 2·b·n·h bytes of dropout masks.
+    b·n·(4h + 4a + 2f) elements (query, key, value, their result, the inputs and outputs of both
+    norms; the feed-forward part before and after its activation) and 2·b·n·h bytes of dropout masks.
     With checkpointing one layer's, and b·n·h elements a layer. Then the masked logits, twice in
     fp32. Under offload the optimizer is on the host, with the gradients in fp32.
     An estimate: in bf16 and fp16 the gradients are there in fp32 too during the update (4P, divided
@@ -112,8 +116,8 @@ def memory_per_process(
         host, weights = host + weights, 0.0
     tokens = micro_batch_size * length
     element = 4 if precision == "fp32" else 2
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    layer = tokens * (element * (8 * hidden + 2 * inner) + 2 * hidden)
+    hidden, attention, inner = shape.hidden_size, shape.attention_size, shape.intermediate_size
+    layer = tokens * (element * (4 * hidden + 4 * attention + 2 * inner) + 2 * hidden)
     activations: float
     if checkpointing:
         activations = shape.layers * tokens * hidden * element + layer

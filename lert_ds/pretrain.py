@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from lert_ds import arithmetic, cli, distributed, model_dir, training, training_run
+from lert_ds import cli, distributed, model_dir, training, training_run
 from lert_ds.architecture import ArchitectureConfig
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError
@@ -52,7 +52,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         processes = arguments.processes or distributed.world_size()
         if any(folder.exists() for folder in config.corpus):
-            facts = training_run.CorpusFacts.of(training_run.open_corpora(config))
+            corpora = training_run.open_corpora(config)
+            if config.init_from is not None:
+                corpora = corpora.in_vocabulary_of(config.init_from)
+            facts = training_run.CorpusFacts.of(corpora)
         else:
             facts = training_run.CorpusFacts.assumed(config.architecture.positions)
         _, numbers = _plan(config, facts, processes)
@@ -68,10 +71,9 @@ def pretrain(config: PretrainRun, corpora: training_run.Corpora) -> None:
     Raises:
         UserError: something does not fit; nothing has been changed then.
     """
-    facts, processes = training_run.CorpusFacts.of(corpora), distributed.world_size()
     if config.init_from is not None:
-        manifest = corpora.train.manifest
-        model_dir.check_tokenizer(config.init_from, manifest.tokenizer_sha256)
+        corpora = corpora.in_vocabulary_of(config.init_from)
+    facts, processes = training_run.CorpusFacts.of(corpora), distributed.world_size()
     model_config, numbers = _plan(config, facts, processes)
     model = _make_model(config, model_config)
     # A treebank without entities, say: its tag set for NER is empty, and there is nothing to learn.
@@ -104,15 +106,8 @@ def _plan(
             f"{positions} positions; set architecture.positions={facts.length} or prepare the "
             f"corpus with max_length={positions}"
         )
-    shape = arithmetic.Shape(
-        layers=model_config.num_hidden_layers,
-        hidden_size=model_config.hidden_size,
-        intermediate_size=model_config.intermediate_size,
-        heads=model_config.num_attention_heads,
-        vocabulary_size=model_config.vocab_size,
-    )
     parameters = model_dir.count_parameters(model_config)
-    numbers = training_run.work_out(config, shape, parameters, facts.length, processes)
+    numbers = training_run.work_out(config, model_config, parameters, facts.length, processes)
     return model_config, numbers
 
 

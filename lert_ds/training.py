@@ -273,7 +273,7 @@ def write_model(
     model.tie_weights()
     record = {**trained.summary, "config": dump(run), "corpus": corpora.fingerprint}
     folder = run.output / "model"
-    model_dir.save(model, corpora.train.folders[0], folder, record)
+    model_dir.save(model, corpora.tokenizer_folder, folder, record)
     write_json(run.output / "summary.json", {**trained.summary, "model": str(folder)})
     logger.info("model: %s", folder)
 

@@ -12,16 +12,19 @@ from pydantic import Field
 
 from lert_ds import arithmetic
 from lert_ds.config import Config, Paths
+from lert_ds.configuration_lert import LertConfig
 from lert_ds.data.masking import MaskingConfig
 from lert_ds.data.sampler import check_batch_size
 from lert_ds.data.shards import HELD_OUT, MANIFEST, Corpus
 from lert_ds.errors import ConfigError, CorpusError
 from lert_ds.labels import LTP_TAGS, TagSets
+from lert_ds.model_source import resolve
 from lert_ds.train import deepspeed_config
 from lert_ds.train.optim import OptimizerConfig
 from lert_ds.train.schedule import ScheduleConfig
 from lert_ds.train.tracking import TrackingConfig
 from lert_ds.train.trainer import TrainConfig
+from lert_ds.vocabulary_view import in_vocabulary_of
 
 LERT_VOCABULARY_SIZE = 21_128
 """WordPieces of Chinese BERT and of LERT."""
@@ -64,12 +67,29 @@ class Corpora:
 
     train: Corpus
     valid: Corpus | None
+    tokenizer_folder: Path
+    """Whose tokenizer the ids are of."""
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the training manifests: the same instances in the same order."""
-        manifests = [(folder / MANIFEST).read_bytes() for folder in self.train.folders]
-        return hashlib.sha256(b"".join(manifests)).hexdigest()
+        content = [(folder / MANIFEST).read_bytes() for folder in self.train.folders]
+        if self.tokenizer_folder != self.train.folders[0]:
+            content.append(self.train.manifest.tokenizer_sha256.encode())
+        return hashlib.sha256(b"".join(content)).hexdigest()
+
+    def in_vocabulary_of(self, model: str) -> "Corpora":
+        """Return these in the ids of a model's tokenizer, whose vocabulary may have been pruned.
+
+        Raises:
+            ModelError: it is another tokenizer, or there is no such model.
+        """
+        folder = resolve(model)
+        train = in_vocabulary_of(self.train, folder)
+        if train is self.train:
+            return self
+        valid = None if self.valid is None else in_vocabulary_of(self.valid, folder)
+        return Corpora(train, valid, folder)
 
 
 @dataclass(frozen=True)
@@ -132,21 +152,30 @@ def open_corpora(run: TrainingRun) -> Corpora:
         raise CorpusError(f"{run.corpus[0]}: the corpus has no instance")
     held_out = [folder / HELD_OUT for folder in run.corpus]
     valid = run.corpus_valid or tuple(folder for folder in held_out if folder.is_dir())
-    corpora = Corpora(train, Corpus(valid) if valid else None)
+    corpora = Corpora(train, Corpus(valid) if valid else None, train.folders[0])
     if corpora.valid is not None:
         # One corpus of all folders refuses whatever differs between any two of them.
         Corpus([run.corpus[0], *valid])
     return corpora
 
 
+def shape_of(config: LertConfig) -> arithmetic.Shape:
+    """Return what the operations and the memory of a model depend on."""
+    layers = range(config.num_hidden_layers)
+    heads = sum(config.heads_of(number) for number in layers)
+    return arithmetic.Shape(
+        layers=len(layers),
+        hidden_size=config.hidden_size,
+        attention_size=heads * config.hidden_size / config.num_attention_heads / len(layers),
+        intermediate_size=sum(config.intermediate_size_of(n) for n in layers) / len(layers),
+        vocabulary_size=config.vocab_size,
+    )
+
+
 def work_out(
-    run: TrainingRun,
-    shape: arithmetic.Shape,
-    parameters: int,
-    length: int,
-    processes: int,
+    run: TrainingRun, model_config: LertConfig, parameters: int, length: int, processes: int
 ) -> Arithmetic:
-    """Return the batch, the operations and the memory of a run on `processes`.
+    """Return the batch, the operations and the memory of training a model on `processes`.
 
     Raises:
         ConfigError: the batch does not divide, or DeepSpeed's JSON contradicts the run.
@@ -163,6 +192,7 @@ def work_out(
             "gradient_clipping": train.gradient_clipping,
         },
     )
+    shape = shape_of(model_config)
     masked_share = run.masking.budget(length - 2, length) / length
     memory = arithmetic.memory_per_process(
         shape,

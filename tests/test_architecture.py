@@ -27,7 +27,7 @@ FOR_COMPRESSION = LEAVES | {
     for name in (
         "architecture", "cli", "configuration_lert", "data", "evaluation", "model_dir",
         "model_source", "model_surgery", "modeling_lert", "tokenizer_files",
-        "pretraining_objective", "train", "training", "training_run",
+        "pretraining_objective", "train", "training", "training_run", "vocabulary_view",
     )
 }  # fmt: skip
 

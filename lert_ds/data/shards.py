@@ -13,6 +13,7 @@ Special tokens open no word. A shard's name is its build task and its number wit
 corpus is the same bytes whatever worker wrote which part when.
 """
 
+import copy
 import json
 import resource
 from collections.abc import Mapping, Sequence
@@ -163,6 +164,7 @@ class Corpus:
         sizes = [record["instances"] for _, record in self._shards]
         self._ends = np.cumsum(sizes, dtype=np.int64)
         self._maps: dict[int, dict[str, Array]] = {}
+        self._new_ids: Array | None = None
         _allow_open_files(len(self._shards) * len(ARRAYS))
         for folder, record in self._shards:
             for path, facts in _files(folder, record):
@@ -176,6 +178,18 @@ class Corpus:
                     f"{folder}: its {fact} differs from that of {self.folders[0]}; "
                     "prepare both with the same tokenizer, max_length and tag sets"
                 )
+
+    def renumbered(self, new_ids: Array, manifest: Manifest) -> "Corpus":
+        """Return this corpus in another vocabulary.
+
+        Args:
+            new_ids: uint16 [vocabulary]: what each id becomes.
+            manifest: What is then true of it.
+        """
+        assert len(new_ids) == self.manifest.vocabulary_size, len(new_ids)
+        other = copy.copy(self)
+        other.manifest, other._maps, other._new_ids = manifest, {}, new_ids
+        return other
 
     @property
     def tag_sets(self) -> TagSets:
@@ -196,8 +210,9 @@ class Corpus:
         shard = int(np.searchsorted(self._ends, index, side="right"))
         arrays = self._arrays(shard)
         row = index - (int(self._ends[shard - 1]) if shard else 0)
+        input_ids = arrays["input_ids"][row]
         return Instance(
-            arrays["input_ids"][row],
+            input_ids if self._new_ids is None else self._new_ids[input_ids],
             arrays["word_starts"][row],
             {task: arrays[task][row] for task in TASKS},
         )

@@ -29,7 +29,7 @@ def save_teacher(folder: Path, corpus: Path, **changes: Any) -> str:
 
 
 def test_a_teacher_is_frozen_and_without_dropout(tiny_corpus: Path, tmp_path: Path) -> None:
-    model = teacher.load_teacher(save_teacher(tmp_path / "model", tiny_corpus))
+    model = teacher.load_teacher(save_teacher(tmp_path / "model", tiny_corpus), tiny_corpus)
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert not any(module.training for module in model.modules())
 
@@ -40,7 +40,7 @@ def test_a_teacher_is_frozen_and_without_dropout(tiny_corpus: Path, tmp_path: Pa
 def test_a_teacher_is_placed_in_its_precision(
     tiny_corpus: Path, tmp_path: Path, precision: Any, dtype: torch.dtype
 ) -> None:
-    model = teacher.load_teacher(save_teacher(tmp_path / "model", tiny_corpus))
+    model = teacher.load_teacher(save_teacher(tmp_path / "model", tiny_corpus), tiny_corpus)
     placed = teacher.place_teacher(model, CPU, precision, partitioned=False)
     assert {parameter.dtype for parameter in placed.parameters()} == {dtype}
 
@@ -52,7 +52,7 @@ def test_auto_is_bf16_where_the_machine_has_it(
     for has, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        model = teacher.load_teacher(source)
+        model = teacher.load_teacher(source, tiny_corpus)
         placed = teacher.place_teacher(model, CPU, "auto", partitioned=False)
         assert next(placed.parameters()).dtype == dtype
 
@@ -71,10 +71,27 @@ def test_a_teacher_is_asked_only_for_heads_that_it_has(tiny_corpus: Path, tmp_pa
         teacher.check_teacher(source, FACTS, None, ("pos", "dep"))
 
 
+def test_a_teacher_loses_the_pieces_that_its_student_lacks(
+    tiny_corpus: Path, tmp_path: Path
+) -> None:
+    source = save_teacher(tmp_path / "model", tiny_corpus)
+    pieces = (tiny_corpus / "vocab.txt").read_text("utf-8").splitlines()
+    smaller = tmp_path / "smaller"
+    smaller.mkdir()
+    (smaller / "vocab.txt").write_text("\n".join(pieces[:5] + pieces[15:]) + "\n", "utf-8")
+    assert teacher.check_teacher(source, FACTS, smaller, ()).vocab_size == 35
+    whole = teacher.load_teacher(source, tiny_corpus)
+    model = teacher.load_teacher(source, smaller)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    ids = torch.tensor([[2, 20, 30, 3]])
+    ours = model(ids.where(ids < 5, ids - 10)).logits
+    torch.testing.assert_close(ours, whole(ids).logits[..., [*range(5), *range(15, 45)]])
+
+
 def test_the_line_is_what_an_evaluation_of_the_teacher_would_say(
     tiny_corpus: Path, tmp_path: Path
 ) -> None:
-    model = teacher.load_teacher(save_teacher(tmp_path / "model", tiny_corpus))
+    model = teacher.load_teacher(save_teacher(tmp_path / "model", tiny_corpus), tiny_corpus)
     generator = torch.Generator().manual_seed(0)
 
     def draw(high: int, *shape: int) -> torch.Tensor:

@@ -4,11 +4,12 @@ from typing import Any
 import pytest
 
 from lert_ds import arithmetic, training_run
+from lert_ds.configuration_lert import LertConfig
 from lert_ds.data.shards import HELD_OUT
 from lert_ds.errors import ConfigError, CorpusError
 
-SHAPE = arithmetic.Shape(
-    layers=2, hidden_size=32, intermediate_size=64, heads=2, vocabulary_size=45
+SHAPE = LertConfig(
+    num_hidden_layers=2, hidden_size=32, num_attention_heads=2, intermediate_size=64, vocab_size=45
 )
 
 
@@ -25,6 +26,33 @@ def test_a_named_held_out_corpus_wins(run_on: Any, tiny_corpus: Path, tmp_path: 
     )
     assert corpora.valid is not None
     assert len(corpora.valid) == 64
+
+
+def test_the_shape_of_uneven_layers_is_their_mean() -> None:
+    plain = arithmetic.Shape(2, 32, 32, 64, 45)
+    assert training_run.shape_of(SHAPE) == plain
+    uneven = LertConfig(
+        **SHAPE.to_dict() | {"layer_attention_heads": [1, 0], "layer_intermediate_sizes": [64, 16]}
+    )
+    assert training_run.shape_of(uneven) == arithmetic.Shape(2, 32, 8, 40, 45)
+
+
+def test_corpora_are_read_in_a_smaller_vocabulary(
+    run_on: Any, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    corpora = training_run.open_corpora(run_on(tiny_corpus, tmp_path))
+    assert corpora.tokenizer_folder == tiny_corpus
+    assert corpora.in_vocabulary_of(str(tiny_corpus)) is corpora
+    pieces = (tiny_corpus / "vocab.txt").read_text("utf-8").splitlines()
+    smaller = tmp_path / "smaller"
+    smaller.mkdir()
+    (smaller / "vocab.txt").write_text("\n".join(pieces[:30]) + "\n", "utf-8")
+    found = corpora.in_vocabulary_of(str(smaller))
+    assert found.tokenizer_folder == smaller
+    assert found.valid is not None
+    assert {c.manifest.vocabulary_size for c in (found.train, found.valid)} == {30}
+    # An interrupted run must not go on in another vocabulary.
+    assert found.fingerprint != corpora.fingerprint
 
 
 def test_the_batch_is_solved_for_the_processes(
