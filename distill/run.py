@@ -40,23 +40,30 @@ from lert_ds.training_run import CorpusFacts
 logger = logging.getLogger(__name__)
 
 
-class DistillRun(training_run.TrainingRun):
-    """Configuration of `lert-ds distill`."""
+class TaughtRun(training_run.TrainingRun):
+    """The keys that every training with a teacher has."""
 
-    teacher: Names
-    """Model folder or hub name to learn from, or a list of them."""
+    teacher: Names = ()
+    """Model folders or hub names to learn from, one or a list of them."""
     teacher_weights: Annotated[tuple[float, ...], Field(strict=False)] = ()
     """Of several teachers: how much the KD to each counts; by default the same, 1 in all."""
     teacher_precision: TeacherPrecision = "auto"
     """auto: bf16 where the machine multiplies it itself, else fp32."""
     teacher_partitioned: bool = False
     """Keep a piece of each teacher a process (ZeRO-3), for one that no device holds whole."""
-    student: StudentConfig = StudentConfig()
-    """Its shape and its first weights."""
     distillation: DistillationConfig = DistillationConfig()
     """What is learnt from the teacher: TextBrewer's configuration, and what LERT adds to it."""
     lip: LipConfig = LipConfig()
     """Linguistic tasks, and how their weights grow."""
+
+
+class DistillRun(TaughtRun):
+    """Configuration of `lert-ds distill`."""
+
+    teacher: Names
+    """Model folder or hub name to learn from, or a list of them."""
+    student: StudentConfig = StudentConfig()
+    """Its shape and its first weights."""
     labels_only: bool = False
     """Train the same student without its teacher, for comparison: same start, batches, dropout."""
 
@@ -98,7 +105,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Distil as configured, or say what that would take."""
-    config = cli.read_config(DistillRun, arguments)
+    start(cli.read_config(DistillRun, arguments), arguments)
+
+
+def start(config: DistillRun, arguments: argparse.Namespace) -> None:
+    """Distil, or with --dry-run say what that would take."""
     if not arguments.dry_run:
         distill(config, training_run.open_corpora(config))
         return

@@ -97,7 +97,8 @@ def memory_per_process(
     Activations that a layer keeps of a micro-batch of b instances of length n (Korthikanti et al.
     2022, arXiv 2205.05198, without the attention matrix, which SDPA does not keep on a GPU):
     b·n·(4h + 4a + 2f) elements (query, key, value, their result, the inputs and outputs of both
-    norms; the feed-forward part before and after its activation) and 2·b·n·h bytes of dropout masks.
+    norms; the feed-forward part before and after its activation) and 2·b·n·h bytes of dropout
+    masks.
     With checkpointing one layer's, and b·n·h elements a layer. Then the masked logits, twice in
     fp32. Under offload the optimizer is on the host, with the gradients in fp32.
     An estimate: in bf16 and fp16 the gradients are there in fp32 too during the update (4P, divided

@@ -48,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Pre-train as configured, or say what that would take."""
-    config = cli.read_config(PretrainRun, arguments)
+    start(cli.read_config(PretrainRun, arguments), arguments)
+
+
+def start(config: PretrainRun, arguments: argparse.Namespace) -> None:
+    """Pre-train, or with --dry-run say what that would take."""
     if arguments.dry_run:
         processes = arguments.processes or distributed.world_size()
         if any(folder.exists() for folder in config.corpus):

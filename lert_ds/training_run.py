@@ -4,6 +4,7 @@ configuration → corpora → batch, memory, operations        all that --dry-ru
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -145,17 +146,26 @@ def open_corpora(run: TrainingRun) -> Corpora:
     Raises:
         CorpusError: one is missing, cut short, or of another tokenizer, length or tag set.
     """
-    if not run.corpus:
+    return open_folders(run.corpus, run.corpus_valid)
+
+
+def open_folders(corpus: Sequence[Path], corpus_valid: Sequence[Path]) -> Corpora:
+    """Return what to train and to evaluate on, by default the held-out folders of `corpus`.
+
+    Raises:
+        CorpusError: one is missing, cut short, or of another tokenizer, length or tag set.
+    """
+    if not corpus:
         raise ConfigError("corpus is empty; name one corpus folder or more")
-    train = Corpus(run.corpus)
+    train = Corpus(corpus)
     if not len(train):
-        raise CorpusError(f"{run.corpus[0]}: the corpus has no instance")
-    held_out = [folder / HELD_OUT for folder in run.corpus]
-    valid = run.corpus_valid or tuple(folder for folder in held_out if folder.is_dir())
+        raise CorpusError(f"{corpus[0]}: the corpus has no instance")
+    held_out = [folder / HELD_OUT for folder in corpus]
+    valid = corpus_valid or tuple(folder for folder in held_out if folder.is_dir())
     corpora = Corpora(train, Corpus(valid) if valid else None, train.folders[0])
     if corpora.valid is not None:
         # One corpus of all folders refuses whatever differs between any two of them.
-        Corpus([run.corpus[0], *valid])
+        Corpus([corpus[0], *valid])
     return corpora
 
 

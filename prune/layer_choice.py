@@ -50,7 +50,7 @@ def layers_without(dropped: Sequence[int], count: int) -> tuple[int, ...]:
             )
     if len(set(dropped)) < len(dropped):
         raise ConfigError(f"drop_layers = {list(dropped)}: name each layer once")
-    _refuse_all(len(dropped), count)
+    check_count(len(dropped), count)
     return tuple(number for number in range(count) if number + 1 not in dropped)
 
 
@@ -72,16 +72,38 @@ def choose_layers(
             without the heads of pre-training.
     """
     count = model.config.num_hidden_layers
-    _refuse_all(drop, count)
+    gone = drop_order(model, batches, drop, by)
+    return tuple(number for number in range(count) if number not in gone)
+
+
+def drop_order(
+    model: PreTrainedModel, batches: Sequence[Batch], drop: int, by: Measure
+) -> list[int]:
+    """Return the `drop` layers that matter least, from 0, those that go first first.
+
+    All processes must call it, and arguments and errors are as in `choose_layers`.
+    """
+    check_count(drop, model.config.num_hidden_layers)
     if by == "block_influence":
         scores = measure_layers(model, batches, by) if drop else {}
-        gone = sorted(scores, key=scores.__getitem__)[:drop]
-    else:
-        gone = []
-        for _ in range(drop):
-            scores = measure_layers(model, batches, by, gone)
-            gone.append(min(scores, key=scores.__getitem__))
-    return tuple(number for number in range(count) if number not in gone)
+        return sorted(scores, key=scores.__getitem__)[:drop]
+    gone: list[int] = []
+    for _ in range(drop):
+        scores = measure_layers(model, batches, by, gone)
+        gone.append(min(scores, key=scores.__getitem__))
+    return gone
+
+
+def check_count(drop: int, count: int) -> None:
+    """Refuse to drop `drop` layers of `count` where none would be left.
+
+    Raises:
+        ConfigError: says how many can go.
+    """
+    if drop >= count:
+        raise ConfigError(
+            f"drop_layers drops {drop} layers of {count}; at most {count - 1} can go"
+        )
 
 
 @torch.no_grad()
@@ -178,13 +200,6 @@ def _distance(one: Tensor, other: Tensor, batch: Batch) -> Tensor:
     if batch.attention_mask is not None:
         distances = distances[batch.attention_mask]
     return metric(distances.sum(), distances.new_tensor(distances.numel()))
-
-
-def _refuse_all(dropped: int, count: int) -> None:
-    if dropped >= count:
-        raise ConfigError(
-            f"drop_layers drops {dropped} layers of {count}; at most {count - 1} can go"
-        )
 
 
 @contextlib.contextmanager

@@ -1,21 +1,14 @@
 """A LERT as an ONNX graph, in fp32 and int8, by the exporters of transformers.
 
 Any shape of `LertConfig`: layers of different sizes, without heads, without neurons. Batch, length
-and number of masked positions stay open; their names in the graph are those of `_AXES`.
+and number of masked positions stay open, under the names of `exporters.AXES`.
 """
 
-import contextlib
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx_ir
-import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.exporters import (
     OnnxConfig,
@@ -24,15 +17,9 @@ from transformers.exporters import (
     OnnxRuntimeQuantizer,
 )
 from transformers.exporters.configs import ExportFormat
-from transformers.utils import logging as transformers_logging
 
-_AXES = {
-    "input_ids": ("batch_size", "sequence_length"),
-    "attention_mask": ("batch_size", "sequence_length"),
-    "token_type_ids": ("batch_size", "sequence_length"),
-    "masked_positions": ("masked_count",),
-}
-_TAG_LOGITS = "tag_logits."
+from prune import exporters
+from prune.exporters import AXES
 
 
 def to_onnx(
@@ -46,30 +33,20 @@ def to_onnx(
         opset: Version of ONNX's operators.
         fuse: Put ONNX Runtime's own operators in the place of groups of standard ones.
     """
-    inputs = _sample_inputs(model, masked_positions)
-    sizes = {
-        "batch_size": torch.export.Dim("batch_size"),
-        "sequence_length": torch.export.Dim(
-            "sequence_length", max=model.config.max_position_embeddings
-        ),
-        "masked_count": torch.export.Dim("masked_count"),
-    }
+    inputs = exporters.sample_inputs(model, masked_positions=masked_positions)
     settings = OnnxConfig(
         dynamic=True,
-        dynamic_shapes={
-            name: {axis: sizes[size] for axis, size in enumerate(_AXES[name])} for name in inputs
-        },
+        dynamic_shapes=exporters.dynamic_shapes(model, inputs),
         opset_version=opset,
         ort_fusions="cpu" if fuse else None,
     )
-    with _quiet():
+    with exporters.quiet():
         program: onnx_ir.Model = OnnxExporter().export(model, inputs, config=settings).program
     ClearMetadataAndDocStringPass()(program)  # the places in our source that each node comes from
     _name_axes(program)
     for output in program.graph.outputs:
         assert output.name is not None
-        if output.name.startswith(_TAG_LOGITS):
-            output.name = f"{output.name.removeprefix(_TAG_LOGITS)}_logits"
+        output.name = exporters.output_name(output.name)
     return program
 
 
@@ -92,7 +69,7 @@ def quantize(program: onnx_ir.Model, *, reduce_range: bool = False) -> onnx_ir.M
             extra_options={"WeightSymmetric": False},
         )
     )
-    with _quiet():
+    with exporters.quiet():
         quantized: onnx_ir.Model = quantizer.quantize(own, {}, ExportFormat.ONNX)
     return quantized
 
@@ -102,26 +79,14 @@ def save(program: onnx_ir.Model, path: Path) -> None:
     onnx_ir.save(program, path)
 
 
-def _sample_inputs(model: PreTrainedModel, masked_positions: bool) -> dict[str, Tensor]:
-    """Return two texts, one of them padded: tracing sees that a mask does something."""
-    length = max(min(16, model.config.max_position_embeddings - 1), 2)
-    ids = torch.ones(2, length, dtype=torch.int64)
-    real = torch.ones_like(ids)
-    real[1, length // 2 :] = 0
-    inputs = {"input_ids": ids, "attention_mask": real, "token_type_ids": torch.zeros_like(ids)}
-    if masked_positions:
-        inputs["masked_positions"] = torch.tensor([0, 1, length])
-    return inputs
-
-
 def _name_axes(program: onnx_ir.Model) -> None:
-    """Put the names of `_AXES` in the place of those that tracing made up."""
+    """Put the names of `AXES` in the place of those that tracing made up."""
     graph = program.graph
     names: dict[str, str] = {}
     for value in graph.inputs:
         assert value.name is not None
         assert value.shape is not None
-        for dimension, name in zip(value.shape, _AXES[value.name], strict=True):
+        for dimension, name in zip(value.shape, AXES[value.name], strict=True):
             names[str(dimension)] = name
     produced = [output for node in graph.all_nodes() for output in node.outputs]
     for value in [*graph.inputs, *produced]:
@@ -176,23 +141,3 @@ def _own_copy(
     )
     graph.register_initializer(own)
     return own
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the steps and warnings of the exporters: nothing in them is the user's to mend.
-
-    They say that versions differ from those the exporters were tested with, and that torchvision is
-    missing; what comes out is compared with PyTorch.
-    """
-    verbosity = transformers_logging.get_verbosity()
-    disabled = logging.root.manager.disable
-    transformers_logging.set_verbosity_error()
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        transformers_logging.set_verbosity(verbosity)

@@ -29,11 +29,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lert_ds.config import Config
 from lert_ds.distributed import rank, sum_over_ranks
 from lert_ds.errors import ConfigError
 from lert_ds.evaluation import evaluating
@@ -43,18 +41,7 @@ from lert_ds.objective import Batch
 from lert_ds.pretraining_objective import masked_logits
 
 Method = Literal["gate_gradient", "fisher", "magnitude"]
-
-
-class ScoringConfig(Config):
-    """How heads and neurons are scored."""
-
-    method: Method = "fisher"
-    """`fisher` (labels drawn from the model: the corpus needs none), `gate_gradient` (labels of the
-    corpus) or `magnitude` (the weights alone)."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """What matrices are multiplied in; scores are added up in fp32 either way."""
-    seed: int = Field(0, ge=0)
-    """Of the labels that `fisher` draws."""
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -74,8 +61,11 @@ class Scores:
 def score(
     model: LertForPreTraining,
     batches: Iterable[Batch],
-    config: ScoringConfig,
+    method: Method,
     tasks: Sequence[str] = (),
+    *,
+    precision: Precision = "fp32",
+    seed: int = 0,
 ) -> Scores:
     """Return how much each head and neuron of `model` matters.
 
@@ -85,28 +75,30 @@ def score(
         model: Whole weights, on the device to compute on; pruned layers may be among them.
         batches: This rank's share; those without a masked position count nowhere. Not read by
             `magnitude`.
-        config: The method.
+        method: The formula, of those above.
         tasks: Linguistic tasks whose losses are added to that of MLM; `shared_tasks`. Examples
             without a known tag of a task have no loss of it. `fisher` needs no tags, so it may be
             given every task that the model has.
+        precision: What matrices are multiplied in; scores are added up in float32 either way.
+        seed: Of the labels that `fisher` draws.
 
     Raises:
         ConfigError: no batch, of any rank, had a masked position.
     """
     assert set(tasks) <= set(model.config.tasks), (tasks, model.config.tasks)
-    if config.method == "magnitude":
+    if method == "magnitude":
         return _magnitude(model)
-    add_up = torch.abs if config.method == "gate_gradient" else torch.square
+    add_up = torch.abs if method == "gate_gradient" else torch.square
     device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(config.seed + rank())
+    generator = torch.Generator(device).manual_seed(seed + rank())
     sums = _GateSums(model, add_up, device)
-    with _frozen(model), sums.collected():
+    with differentiating(model), sums.collected():
         for batch in batches:
             batch = batch.to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = masked_logits(model, batch)
             logits = {name: logits[name].float() for name in ("mlm", *tasks)}
-            if config.method == "fisher":
+            if method == "fisher":
                 labels = {name: _draw(logits[name], generator) for name in logits}
             else:
                 labels = {"mlm": batch.labels} | {task: batch.tags[task] for task in tasks}
@@ -115,7 +107,7 @@ def score(
             sums.examples += int(torch.bincount(examples).count_nonzero())
             if loss.requires_grad:  # not where every head and neuron is pruned
                 torch.autograd.backward(loss)
-    return sums.averaged(config.method)
+    return sums.averaged(method)
 
 
 def _sum_of_example_losses(
@@ -204,7 +196,7 @@ class _GateSums:
 
         return before_output
 
-    def averaged(self, method: str) -> Scores:
+    def averaged(self, method: Method) -> Scores:
         """Return the sums over all ranks, in one all-reduce, by the number of examples."""
         sizes = [len(sums) for _, sums in self.outputs]
         count = torch.tensor([self.examples], dtype=torch.float32, device=self.device)
@@ -220,16 +212,23 @@ class _GateSums:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Let `model` run without dropout and without gradients of its weights."""
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.requires_grad_(False)
+def differentiating(model: nn.Module, weights: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """Let `model` run without dropout and compute gradients of `weights` alone, from none on.
+
+    Afterwards mode, gradients and what is to be trained are as they were.
+    """
+    before = {
+        parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()
+    }
+    wanted = set(weights)
+    for parameter in before:
+        parameter.requires_grad_(parameter in wanted).grad = None
     try:
         with evaluating(model):
             yield
     finally:
-        for parameter, requires_grad in wanted.items():
-            parameter.requires_grad_(requires_grad)
+        for parameter, (requires_grad, gradient) in before.items():
+            parameter.requires_grad_(requires_grad).grad = gradient
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from lert_ds import tokenizer_files
 from lert_ds.config import Config, Names, Paths
 from lert_ds.data.shards import Corpus
 from lert_ds.errors import ConfigError
-from lert_ds.model_source import check_tokenizer
+from lert_ds.vocabulary_view import in_vocabulary_of
 from prune import pruned_tokenizer
 from prune.texts import (
     CONTINUES,
@@ -277,6 +277,4 @@ def _held_out(source: Path, tokenizer: Any, config: VocabularyConfig) -> Iterato
 
 
 def _open(source: Path, folders: Sequence[Path]) -> Corpus:
-    corpus = Corpus(folders)
-    check_tokenizer(source, corpus.manifest.tokenizer_sha256)
-    return corpus
+    return in_vocabulary_of(Corpus(folders), source)

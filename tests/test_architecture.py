@@ -18,15 +18,15 @@ MODULES = sorted(path for top in PACKAGES for path in (ROOT / top).rglob("*.py")
 LEAVES = {
     f"lert_ds.{name}"
     for name in (
-        "arithmetic", "config", "distributed", "errors", "files", "labels", "objective",
+        "arithmetic", "config", "distributed", "errors", "files", "labels", "machine", "objective",
     )
 }  # fmt: skip
 # What a later stage takes from lert_ds; a new public module is added here on purpose.
 FOR_COMPRESSION = LEAVES | {
     f"lert_ds.{name}"
     for name in (
-        "architecture", "cli", "configuration_lert", "data", "evaluation", "model_dir",
-        "model_source", "model_surgery", "modeling_lert", "tokenizer_files",
+        "architecture", "cli", "configuration_lert", "data", "edge", "edge_folder", "edge_graph",
+        "evaluation", "model_dir", "model_source", "model_surgery", "modeling_lert", "tokenizer_files",
         "pretraining_objective", "train", "training", "training_run", "vocabulary_view",
     )
 }  # fmt: skip
@@ -42,6 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lert_ds": {"lert_ds"},
     "distill": FOR_COMPRESSION,
     "prune": FOR_COMPRESSION,
+    # A recovery is a distillation whose student was pruned: the one bridge, and one way.
+    "prune.recover": FOR_COMPRESSION | {"distill", "lert_ds.pretrain", "prune.run"},
 }
 _LTP = {"lert_ds.corpus.annotators.ltp_models"}
 HOMES = {
@@ -52,8 +54,10 @@ HOMES = {
     "ltp_extension": _LTP,
     "jieba": {"lert_ds.corpus.annotators.jieba_annotator"},
     "textbrewer": {"distill.textbrewer_losses"},
-    "textpruner": {"prune.pruner"},
-    "onnxruntime": {"prune.export_onnx", "prune.benchmark"},
+    "textpruner": {"prune.textpruner_model"},
+    "onnxruntime": {"lert_ds.edge_graph"},
+    "openvino": {"prune.openvino_graph"},
+    "nncf": {"prune.openvino_graph"},
     "wandb": {"lert_ds.train.tracking"},
 }
 # transformers copies a model folder's files by their relative imports.

@@ -10,6 +10,7 @@ from distill.run import DistillRun
 from lert_ds import cli, config
 from lert_ds.prepare import PrepareConfig
 from lert_ds.pretrain import PretrainRun
+from prune.benchmark import BenchmarkConfig
 from prune.export_onnx import ExportConfig
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +21,7 @@ CONFIGURED = {
     "pretrain": PretrainRun,
     "distill": DistillRun,
     "export": ExportConfig,
+    "benchmark": BenchmarkConfig,
 }
 
 

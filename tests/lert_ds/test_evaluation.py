@@ -8,7 +8,7 @@ from lert_ds.configuration_lert import LertConfig
 from lert_ds.data.loader import evaluation_batches
 from lert_ds.data.masking import MaskingConfig
 from lert_ds.data.shards import Corpus
-from lert_ds.evaluation import evaluate, evaluating, shared_tasks
+from lert_ds.evaluation import Missing, evaluate, evaluating, shared_tasks
 from lert_ds.labels import LTP_TAGS
 from lert_ds.modeling_lert import LertForPreTraining
 
@@ -59,3 +59,31 @@ def test_the_loss_is_the_mean_over_all_masked_positions_without_dropout(tiny_cor
         "mlm/loss", "mlm/accuracy", "pos/loss", "pos/accuracy", "pos/macro_f1",
     }  # fmt: skip
     assert found == pytest.approx(same, abs=1e-5)
+
+
+def test_a_word_without_a_piece_is_missed_and_costs_what_saying_nothing_does(
+    tiny_corpus: Path,
+) -> None:
+    torch.manual_seed(0)
+    model = LertForPreTraining(
+        LertConfig(
+            vocab_size=45, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=16, max_position_embeddings=32,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        model.cls.predictions.bias[1] = 9.0  # it says [UNK] everywhere
+    batches = list(evaluation_batches(Corpus([tiny_corpus]), MaskingConfig(), 16))
+    part = [
+        batch._replace(labels=batch.labels.where(batch.labels % 2 == 0, 1)) for batch in batches
+    ]
+    odd = torch.cat([batch.labels % 2 for batch in batches]).double().mean().item()
+    assert evaluate(model, part, {})["mlm/accuracy"] == pytest.approx(odd)  # easily guessed
+    found = evaluate(model, part, {}, Missing(1, 3.5))
+    assert found["mlm/accuracy"] == 0
+    plain = evaluate(model, batches, {})["mlm/loss"]
+    # All even labels cost alike: the bias outweighs the rest.
+    assert found["mlm/loss"] == pytest.approx(odd * 3.5 + (1 - odd) * plain, rel=0.02)
+    # Where every word has its piece, nothing changes.
+    same = evaluate(model, batches, {}, Missing(1, 3.5))
+    assert same["mlm/loss"] == pytest.approx(plain)

@@ -1,52 +1,38 @@
-"""Filling [MASK]: the API, and the command as a user types it."""
+"""The command as a user types it, on model folders and on edge folders."""
 
 import io
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from transformers import BertConfig, BertForTokenClassification
 
-from lert_ds import cli, model_dir, predict, tokenizer_files
-from lert_ds.configuration_lert import LertConfig
-from lert_ds.errors import UserError
-from lert_ds.modeling_lert import LertForPreTraining
+from lert_ds import cli, tokenizer_files
+from lert_ds.edge import EdgeModel
+from lert_ds.predictions import columns_of, show
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气很好，明再见。", "##ing", "go"]
 TAGS = {"pos": ["n", "v", "a"], "ner": ["O", "S-Ns"]}
 SIZES = {
-    "vocab_size": len(PIECES),
+    "vocab_size": 17,
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 64,
     "max_position_embeddings": 16,
 }
-TEXTS = ["今[MASK]天气很好。", "明天[MASK]", "[MASK]见，[MASK]见", "好"]
+TEXTS = ["今[MASK]天气很好。", "明天[MASK]", "[MASK]见，[MASK]见"]
 
 Run = Callable[[Sequence[str]], tuple[int, str, str]]
 
 
-def make_model(folder: Path, tag_sets: Any = TAGS) -> LertForPreTraining:
-    torch.manual_seed(0)
-    model = LertForPreTraining(LertConfig(**SIZES, tag_sets=tag_sets))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    vocabulary = folder.parent / "vocabulary"
-    vocabulary.mkdir(exist_ok=True)
-    (vocabulary / "vocab.txt").write_text("\n".join(PIECES) + "\n", "utf-8")
-    model_dir.save(model, vocabulary, folder)
-    return model.eval()
-
-
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    make_model(tmp_path / "model")
+def folder(tmp_path: Path, write_filler: Any) -> Path:
+    write_filler(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -64,56 +50,6 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
-def close(left: predict.Prediction, right: predict.Prediction) -> None:
-    assert (left.text, left.filled) == (right.text, right.filled)
-    for ours, theirs in zip(left.masks, right.masks, strict=True):
-        for one, other in zip(
-            [*ours.pieces, *ours.tags.values()],
-            [*theirs.pieces, *theirs.tags.values()],
-            strict=True,
-        ):
-            assert one.name == other.name
-            assert one.probability == pytest.approx(other.probability, abs=1e-6)
-
-
-def test_a_batch_says_what_each_text_alone_says(folder: Path) -> None:
-    model, tokenizer = predict.load(str(folder))
-    together = predict.fill(model, tokenizer, TEXTS[:3])
-    assert [len(prediction.masks) for prediction in together] == [1, 1, 2]
-    for text, prediction in zip(TEXTS[:3], together, strict=True):
-        close(prediction, predict.fill(model, tokenizer, [text])[0])
-
-
-def test_says_what_the_model_computes(folder: Path) -> None:
-    model, tokenizer = predict.load(str(folder))
-    (prediction,) = predict.fill(model, tokenizer, ["今[MASK]气"], top_k=3)
-    logits = model(torch.tensor([[2, 5, 4, 7, 3]]))
-    shares = logits.logits[0, 2].softmax(-1)
-    best = shares.argsort(descending=True)[:3]
-    (mask,) = prediction.masks
-    assert [piece.name for piece in mask.pieces] == [PIECES[place] for place in best]
-    assert [piece.probability for piece in mask.pieces] == pytest.approx(shares[best].tolist())
-    for task, tags in TAGS.items():
-        shares = logits.tag_logits[task][0, 2].softmax(-1)
-        assert mask.tags[task].name == tags[int(shares.argmax())]
-        assert mask.tags[task].probability == pytest.approx(float(shares.max().detach()))
-
-
-def test_fills_each_place(folder: Path) -> None:
-    model, tokenizer = predict.load(str(folder))
-    model.cls.predictions.bias.data[PIECES.index("##ing")] = 1e4
-    (prediction,) = predict.fill(model, tokenizer, ["go[MASK]，[MASK]"])
-    assert prediction.filled == "going，ing"
-    assert prediction.masks[1].pieces[0] == predict.Candidate("##ing", 1.0)
-
-
-def test_more_candidates_than_pieces(folder: Path) -> None:
-    model, tokenizer = predict.load(str(folder))
-    (prediction,) = predict.fill(model, tokenizer, ["[MASK]"], top_k=1000)
-    pieces = [piece.name for piece in prediction.masks[0].pieces]
-    assert sorted(pieces) == sorted(PIECES)
-
-
 def test_command_prints_a_table(folder: Path, run: Run) -> None:
     code, out, _ = run([str(folder), *TEXTS[:3], "--top-k", "2"])
     assert code == 0
@@ -126,7 +62,7 @@ def test_command_prints_a_table(folder: Path, run: Run) -> None:
     assert all(line.count(" %") == 4 for line in lines if line.startswith("  "))
     assert "pos " in lines[1]
     assert "ner " in lines[1]
-    ends = [predict._width(line[: line.index("pos ")]) for line in lines[5:]]
+    ends = [columns_of(line[: line.index("pos ")]) for line in lines[5:]]
     assert ends[0] == ends[1]  # columns stand below each other, Han characters or not
 
 
@@ -158,15 +94,15 @@ def test_standard_input(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch)
     assert (code, "not UTF-8 at byte 0" in err) == (2, True)
 
 
-def test_without_linguistic_heads(tmp_path: Path, run: Run) -> None:
-    make_model(tmp_path / "plain", tag_sets=None)
+def test_without_linguistic_heads(tmp_path: Path, run: Run, write_filler: Any) -> None:
+    write_filler(tmp_path / "plain", tag_sets=None)
     code, out, _ = run([str(tmp_path / "plain"), TEXTS[0], "--json"])
     assert code == 0
     assert json.loads(out)["masks"][0]["tags"] == {}
 
 
-def test_heads_without_weights_say_nothing(tmp_path: Path, run: Run) -> None:
-    make_model(tmp_path / "model", tag_sets=None)
+def test_heads_without_weights_say_nothing(tmp_path: Path, run: Run, write_filler: Any) -> None:
+    write_filler(tmp_path / "model", tag_sets=None)
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "tag_sets": TAGS}))
     code, out, _ = run([str(tmp_path / "model"), TEXTS[0], "--json"])
@@ -213,7 +149,35 @@ def test_tokenizer_must_be_the_models(folder: Path, run: Run) -> None:
     assert "its tokenizer has 18 pieces, its model embeds 17" in err
 
 
-def test_one_bad_text_of_many_is_named(folder: Path) -> None:
-    model, tokenizer = predict.load(str(folder))
-    with pytest.raises(UserError, match="'好': there is no"):
-        predict.fill(model, tokenizer, TEXTS)
+def test_an_edge_folder_runs_its_int8_graph_or_the_one_that_is_named(
+    tmp_path: Path, run: Run, write_edge: Any
+) -> None:
+    folder = write_edge(tmp_path / "edge")
+    for graph, options in (("int8", []), ("int8", ["--graph", "int8"]), ("fp32", ["--graph=fp32"])):
+        code, out, _ = run([str(folder), *TEXTS, "--json", *options])
+        assert code == 0
+        wanted = EdgeModel(folder, graph).fill(TEXTS)
+        assert out.splitlines() == [show(prediction, as_json=True) for prediction in wanted]
+    assert run([str(folder), TEXTS[0], "--graph=fp32"]) != run([str(folder), TEXTS[0]])
+
+
+def test_an_edge_folder_runs_without_its_libraries_nowhere(
+    tmp_path: Path, run: Run, write_edge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_edge(tmp_path / "edge")
+    for name in ("lert_ds.edge", "lert_ds.edge_graph", "onnxruntime"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, _, err = run([str(folder), TEXTS[0]])
+    assert (code, "pip install 'lert-ds[export]'" in err) == (2, True)
+
+
+@pytest.mark.parametrize("options", [["--device", "cuda"], ["--graph", "fp32"]])
+def test_an_option_of_the_other_kind_of_folder(
+    options: list[str], folder: Path, tmp_path: Path, run: Run, write_edge: Any
+) -> None:
+    chosen = folder if options[0] == "--graph" else write_edge(tmp_path / "edge")
+    code, out, err = run([str(chosen), TEXTS[0], *options])
+    assert (code, out) == (2, "")
+    assert f"{options[0]} {options[1]}: " in err
+    assert f"leave {options[0]} out" in err

@@ -3,21 +3,32 @@
 import argparse
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir
 import pytest
+import tokenizers
 import torch
 from transformers import BertConfig, BertTokenizer
 
-from lert_ds import model_dir, modeling_lert
+from lert_ds import model_dir, modeling_lert, tokenizer_files
 from lert_ds.config import dump, load, parse
 from lert_ds.configuration_lert import LertConfig
+from lert_ds.edge import EdgeModel
+from lert_ds.edge_folder import GRAPHS, REPORT
 from lert_ds.errors import ConfigError, ModelError
-from prune import export_onnx
-from prune.export_onnx import FP32, INT8, REPORT, ExportConfig, export, open_graph, run_graph
+from prune import export_onnx, onnx_graph
+from prune.export_config import ExportConfig
+from prune.export_onnx import export
+from prune.export_source import HEADS, find_head, load_model
+
+FP32, INT8 = GRAPHS["fp32"], GRAPHS["int8"]
+run_graph = EdgeModel.run
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(chr, range(0x4E00, 0x4E28))]
 SHAPE: dict[str, Any] = {
@@ -80,6 +91,10 @@ def inputs() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": real, "token_type_ids": types}
 
 
+def arrays(given: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in given.items()}
+
+
 def same(found: Mapping[str, Any], name: str, wanted: torch.Tensor, real: Any = ...) -> None:
     np.testing.assert_allclose(found[name][real], wanted.numpy()[real], atol=2e-5, rtol=1e-4)
 
@@ -97,6 +112,22 @@ def test_folder_has_the_layout(edge: Any, pruned: Path) -> None:
     assert json.loads((folder / "config.json").read_text("utf-8"))["tag_sets"] == PRUNED["tag_sets"]
     assert "auto_map" not in (folder / "config.json").read_text("utf-8")
     assert BertTokenizer.from_pretrained(folder)("一")["input_ids"] == [2, 5, 3]
+
+
+def test_the_tokenizer_file_alone_is_enough(pruned: Path, tmp_path: Path) -> None:
+    # transformers goes by tokenizer_config.json, others read tokenizer.json alone.
+    folder = shutil.copytree(pruned, tmp_path / "model")
+    settings_path = folder / tokenizer_files.SETTINGS
+    tree = json.loads(settings_path.read_text("utf-8"))
+    pieces = [*PIECES[:-1], "Go"]
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", "utf-8")
+    made = folder / tokenizer_files.TOKENIZER
+    made.write_text(made.read_text("utf-8").replace(f'"{PIECES[-1]}"', '"Go"'), "utf-8")
+    settings_path.write_text(json.dumps({**tree, "do_lower_case": False}), "utf-8")
+    export_onnx.write_tokenizer(folder, tmp_path, len(PIECES))
+    wanted = BertTokenizer.from_pretrained(folder)("Go一")["input_ids"]
+    assert wanted == [2, len(PIECES) - 1, 5, 3]
+    assert tokenizers.Tokenizer.from_file(str(tmp_path / made.name)).encode("Go一").ids == wanted
 
 
 def test_report_tells_sizes_and_differences(edge: Any, pruned: Path) -> None:
@@ -126,11 +157,11 @@ def test_graph_is_the_model_at_any_number_of_places(
     given = {**inputs(), "masked_positions": torch.tensor(places)}
     with torch.inference_mode():
         wanted = model.eval()(**given)
-    found = run_graph(open_graph(folder / FP32), given)
+    found = EdgeModel(folder, "fp32").run(arrays(given))
     same(found, "logits", wanted.logits)
     for task, logits in wanted.tag_logits.items():
         same(found, f"{task}_logits", logits)
-    int8 = run_graph(open_graph(folder / INT8), given)["logits"]
+    int8 = EdgeModel(folder, "int8").run(arrays(given))["logits"]
     assert np.abs(int8 - wanted.logits.numpy()).max() < 0.5 * wanted.logits.std()
 
 
@@ -163,11 +194,11 @@ def test_every_head(tmp_path: Path, name: str, cls: str, outputs: list[str]) -> 
     assert (report["files"][FP32]["outputs"][outputs[0]]["agreement"] is None) == (
         name == "encoder"
     )
-    loaded, _ = model_dir.load(folder, export_onnx.HEADS[report["head"]].lert)
+    loaded, _ = model_dir.load(folder, HEADS[report["head"]].lert)
     given = inputs()
     with torch.inference_mode():
         wanted = loaded.eval()(**given)
-    found = run_graph(open_graph(tmp_path / "edge" / FP32), given)
+    found = EdgeModel(tmp_path / "edge").run(arrays(given))
     assert list(found) == outputs
     real = ... if name == "sequence_classification" else given["attention_mask"].bool().numpy()
     for output in outputs:
@@ -193,13 +224,13 @@ def test_tags_where_asked_and_learnt(
     tree["tag_sets"]["dep"] = ["ATT", "WP"]
     path.write_text(json.dumps(tree), "utf-8")
     given = settings(folder, tmp_path / "edge", **changes)
-    model = export_onnx.load_model(given, export_onnx.find_head(given))
+    model = load_model(given, find_head(given))
     assert [f"{task}_logits" for task in model.config.tasks] == outputs[1:]
 
 
 def broken(error: float) -> Any:
-    def run(session: Any, given: Any) -> Any:
-        return {name: value + error for name, value in run_graph(session, given).items()}
+    def run(model: EdgeModel, given: Any) -> Any:
+        return {name: value + error for name, value in run_graph(model, given).items()}
 
     return run
 
@@ -207,9 +238,9 @@ def broken(error: float) -> Any:
 @pytest.fixture
 def with_graph(edge: Any, pruned: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model folder whose graph is there already: exporting takes long."""
-    graphs = {name: export_onnx.onnx_ir.load(edge[0] / name) for name in (FP32, INT8)}
-    monkeypatch.setattr(export_onnx.onnx_graph, "to_onnx", lambda *_, **__: graphs[FP32])
-    monkeypatch.setattr(export_onnx.onnx_graph, "quantize", lambda *_, **__: graphs[INT8])
+    graphs = {name: onnx_ir.load(edge[0] / name) for name in (FP32, INT8)}
+    monkeypatch.setattr(onnx_graph, "to_onnx", lambda *_, **__: graphs[FP32])
+    monkeypatch.setattr(onnx_graph, "quantize", lambda *_, **__: graphs[INT8])
     return pruned
 
 
@@ -218,7 +249,7 @@ def test_written_whole_or_not_at_all(
 ) -> None:
     wish = settings(with_graph, tmp_path / "edge", masked_positions=True)
     with monkeypatch.context() as patch:
-        patch.setattr(export_onnx, "run_graph", broken(1.0))
+        patch.setattr(EdgeModel, "run", broken(1.0))
         with pytest.raises(ModelError, match=r"model\.onnx differs .* tolerance allows 0\.0001"):
             export(wish)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt"]
@@ -228,7 +259,7 @@ def test_written_whole_or_not_at_all(
         export(wish)
     again = wish.model_copy(update={"overwrite": True})
     with monkeypatch.context() as patch:
-        patch.setattr(export_onnx, "run_graph", broken(float("nan")))
+        patch.setattr(EdgeModel, "run", broken(float("nan")))
         with pytest.raises(ModelError, match="differs from PyTorch by nan"):
             export(again)
     assert (tmp_path / "edge" / REPORT).read_bytes() == before
@@ -247,11 +278,11 @@ def test_int8_has_its_own_tolerance(with_graph: Path, tmp_path: Path) -> None:
 def test_a_graph_that_ignores_the_mask_is_refused(
     with_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def blind(session: Any, given: Any) -> Any:
-        ones = torch.ones_like(given["attention_mask"])
-        return run_graph(session, {**given, "attention_mask": ones})
+    def blind(model: EdgeModel, given: Any) -> Any:
+        ones = np.ones_like(given["attention_mask"])
+        return run_graph(model, {**given, "attention_mask": ones})
 
-    monkeypatch.setattr(export_onnx, "run_graph", blind)
+    monkeypatch.setattr(EdgeModel, "run", blind)
     wish = {"masked_positions": True, "tolerance": 100, "tolerance_int8": 100}
     with pytest.raises(ModelError, match="ignores attention_mask"):
         export(settings(with_graph, tmp_path / "edge", **wish))
@@ -288,25 +319,9 @@ def test_too_large_for_a_file(
         export(settings(pruned, tmp_path / "edge"))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"opset": 23}, "opset = 23"),
-        ({"head": "encoder", "masked_positions": True}, "a model for encoder fills no"),
-        ({"int8": False, "reduce_range": True}, "reduce_range is of int8 weights"),
-        ({"tolerance": 0}, "tolerance = 0"),
-        ({"text": "/none"}, None),
-    ],
-)
-def test_bad_configuration(
-    pruned: Path, tmp_path: Path, changes: dict[str, Any], message: str | None
-) -> None:
-    if message is None:
-        with pytest.raises(ConfigError, match="text = /none: there is no such file"):
-            export(settings(pruned, tmp_path / "edge", **changes))
-        return
-    with pytest.raises(ConfigError, match=message):
-        settings(pruned, tmp_path / "edge", **changes)
+def test_no_text_to_compare_on(pruned: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="text = /none: there is no such file"):
+        export(settings(pruned, tmp_path / "edge", text="/none"))
 
 
 def test_command(
@@ -314,11 +329,11 @@ def test_command(
 ) -> None:
     parser = argparse.ArgumentParser("lert-ds export")
     export_onnx.add_arguments(parser)
-    for name in ("export-edge", "export-fill"):
+    for name in ("export-edge", "export-int8"):
         path = export_onnx.Path(export_onnx.__file__).parent / f"configs/{name}.toml"
         preset = load(ExportConfig, path)
         assert parse(ExportConfig, dump(preset), "record") == preset
-    words = ["export-fill", f"model={with_graph}", f"output={tmp_path / 'edge'}"]
+    words = ["export-int8", f"model={with_graph}", f"output={tmp_path / 'edge'}"]
     export_onnx.run(parser.parse_args([*words, "--dry-run"]))
     out = capsys.readouterr().out
     assert '"masked_positions": true' in out
@@ -329,3 +344,69 @@ def test_command(
         export_onnx.run(parser.parse_args(words))
     assert "model_quantized.onnx" in caplog.text
     assert json.loads((tmp_path / "edge" / REPORT).read_text("utf-8"))["head"] == "mlm"
+
+
+def test_predict_needs_no_pytorch_and_says_the_same(tiny_model: Path, tiny_edge: Path) -> None:
+    texts = ["一[MASK]丁", "[MASK]七[MASK]万"]
+    without = "for name in ('torch', 'transformers', 'deepspeed'):\n    sys.modules[name] = None"
+
+    def predict(folder: Path, first: str, *options: str) -> list[dict[str, Any]]:
+        program = f"import sys\n{first}\nfrom lert_ds import cli\ncli.main(sys.argv[1:])"
+        words = ["predict", str(folder), *texts, "--json", *options]
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def flat(answers: list[dict[str, Any]]) -> tuple[list[str], list[float]]:
+        candidates = [
+            candidate
+            for answer in answers
+            for mask in answer["masks"]
+            for candidate in [*mask["pieces"], *mask["tags"].values()]
+        ]
+        return [c["name"] for c in candidates], [c["probability"] for c in candidates]
+
+    names, shares = flat(predict(tiny_model, ""))
+    assert len(names) == 3 * (5 + 2)
+    found, exact = flat(predict(tiny_edge, without, "--graph=fp32"))
+    assert found == names
+    np.testing.assert_allclose(exact, shares, rtol=1e-4)
+    _, near = flat(predict(tiny_edge, without))
+    np.testing.assert_allclose(near, shares, atol=0.05)
+
+
+def test_an_export_that_costs_accuracy_is_refused(
+    tiny_model: Path,
+    tiny_edge: Path,
+    tiny_corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graphs = {name: onnx_ir.load(tiny_edge / file) for name, file in GRAPHS.items()}
+    monkeypatch.setattr(onnx_graph, "to_onnx", lambda *_, **__: graphs["fp32"])
+    monkeypatch.setattr(onnx_graph, "quantize", lambda *_, **__: graphs["int8"])
+    accuracy = {"corpus": str(tiny_corpus), "instances": 20, "largest_drop": 0.2}
+    wish = {"masked_positions": True, "accuracy": accuracy, "tolerance_int8": 100}
+    report = export(settings(tiny_model, tmp_path / "edge", **wish))
+    assert report["accuracy"].keys() == {"mlm/accuracy", "pos/accuracy", "dep/accuracy"}
+    assert report["files"][FP32]["accuracy"] == report["accuracy"]
+    assert report["files"][INT8]["accuracy"] != {}
+
+    assert max(report["accuracy"].values()) > 0
+
+    def wrong(model: EdgeModel, given: Any) -> Any:
+        found = run_graph(model, given)
+        if model.graph == "int8" and given["input_ids"].shape[1] == 32:  # an instance's length
+            # One class more, which is never right.
+            return {
+                name: np.pad(of, ((0, 0), (0, 1)), constant_values=99) for name, of in found.items()
+            }
+        return found
+
+    monkeypatch.setattr(EdgeModel, "run", wrong)
+    wish["accuracy"] = {**accuracy, "largest_drop": 0}
+    with pytest.raises(ModelError, match=r"/accuracy of onnx/model_quantized\.onnx is 0\.0000"):
+        export(settings(tiny_model, tmp_path / "other", **wish))
+    assert not (tmp_path / "other").exists()

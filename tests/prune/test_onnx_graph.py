@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lert_ds.configuration_lert import LertConfig
+from lert_ds.edge_graph import Graph
 from lert_ds.modeling_lert import LertForPreTraining
 from prune import onnx_graph
 
@@ -104,3 +105,74 @@ def test_one_file_that_says_nothing_of_this_machine(program: onnx_ir.Model, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     for trace in (str(Path(__file__).parents[2]), "modeling_lert", "stack_trace"):
         assert trace.encode() not in content
+
+
+CORNERS = [(1, 1), (1, 512), (8, 1), (8, 512), (2, 2), (3, 511)]
+
+
+@pytest.fixture
+def uneven(tmp_path: Path) -> tuple[LertForPreTraining, dict[str, Graph]]:
+    """A model with a layer without heads and one without neurons, and its graphs."""
+    shape = LertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        layer_attention_heads=[3, 0, 1],
+        layer_intermediate_sizes=[40, 16, 0],
+        max_position_embeddings=512,
+        tag_sets={"pos": ["n", "v", "a"]},
+    )
+    torch.manual_seed(0)
+    model = LertForPreTraining(shape).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # wide apart, so that a wrong answer shows
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    program = onnx_graph.to_onnx(model, masked_positions=True)
+    graphs = {}
+    for name, made in (("fp32", program), ("int8", onnx_graph.quantize(program))):
+        path = tmp_path / f"{name}.onnx"
+        onnx_graph.save(made, path)
+        graphs[name] = Graph(path, threads=1)
+    return model, graphs
+
+
+def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.sqrt(np.square(found - wanted).mean()) / wanted.std())
+
+
+def test_equals_pytorch_at_any_length_and_batch(
+    uneven: tuple[LertForPreTraining, dict[str, Graph]],
+) -> None:
+    model, graphs = uneven
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(most: int, *size: int) -> torch.Tensor:
+        return torch.randint(0, most, size, generator=generator)
+
+    # Lengths drawn evenly by their logarithm, so that short ones come too.
+    drawn = [
+        (1 + int(draw(8, 1)), round(512 ** float(torch.rand(1, generator=generator))))
+        for _ in range(18)
+    ]
+    for batch, length in CORNERS + drawn:
+        lengths = 1 + draw(length, batch)
+        lengths[0] = length
+        real = torch.arange(length) < lengths[:, None]
+        given = {
+            "input_ids": draw(50, batch, length),
+            "attention_mask": real.long(),
+            "token_type_ids": draw(2, batch, length),
+            "masked_positions": real.flatten().nonzero()[:, 0],  # all that is not padding
+        }
+        with torch.inference_mode():
+            output = model(**given)
+        wanted = {"logits": output.logits, "pos_logits": output.tag_logits["pos"]}
+        arrays = {name: tensor.numpy() for name, tensor in given.items()}
+        for graph, most in (("fp32", 1e-4), ("int8", 0.2)):
+            found = graphs[graph].run(arrays)
+            assert found.keys() == wanted.keys()
+            for name, logits in wanted.items():
+                assert found[name].shape == logits.shape
+                error = relative_error(found[name], logits.numpy())
+                assert error < most, (graph, name, batch, length, error)

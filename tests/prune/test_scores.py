@@ -20,7 +20,8 @@ from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
 from lert_ds.pretraining_objective import masked_logits
 from prune import scores as scores_module
-from prune.scores import Method, Scores, ScoringConfig, score
+from prune.pruner import importance
+from prune.scores import Method, Scores, score
 
 TASKS = ("pos", "dep")
 SHAPE = {
@@ -152,7 +153,7 @@ def test_gate_gradient_is_the_mean_over_examples_of_what_autograd_says_of_gates(
     for row in range(7):
         for name, gradient in gate_gradients(model, pick(batch, [row]), tasks).items():
             wanted[name] += gradient.abs() / 7
-    found = score(model, [batch], ScoringConfig(method="gate_gradient"), tasks)
+    found = score(model, [batch], "gate_gradient", tasks)
     assert found.examples == 7
     assert_equal(found, wanted, rtol=1e-4, atol=1e-7)
 
@@ -160,14 +161,13 @@ def test_gate_gradient_is_the_mean_over_examples_of_what_autograd_says_of_gates(
 @pytest.mark.parametrize("method", ["gate_gradient", "fisher"])
 def test_scores_do_not_depend_on_how_examples_are_batched(method: Method) -> None:
     model, batch = make_model(), make_batch(8)
-    config = ScoringConfig(method=method)
     # The labels that fisher draws follow the order of the masked positions.
-    whole = score(model, [batch], config, TASKS)
+    whole = score(model, [batch], method, TASKS)
     parts = [pick(batch, [0, 1, 2]), pick(batch, [3, 4, 5, 6]), pick(batch, [7])]
     if method == "gate_gradient":
-        torch.testing.assert_close(flat(score(model, parts, config, TASKS)), flat(whole))
-    twice = score(model, [batch, batch], ScoringConfig(method="gate_gradient"), TASKS)
-    once = score(model, [batch], ScoringConfig(method="gate_gradient"), TASKS)
+        torch.testing.assert_close(flat(score(model, parts, method, TASKS)), flat(whole))
+    twice = score(model, [batch, batch], "gate_gradient", TASKS)
+    once = score(model, [batch], "gate_gradient", TASKS)
     torch.testing.assert_close(flat(twice), flat(once))
     assert twice.examples == 2 * once.examples == 16
     assert whole.examples == 8
@@ -196,7 +196,7 @@ def test_fisher_is_the_expected_square_under_the_models_own_labels() -> None:
     many = pick(one, [0] * 2500)
     # Labels are drawn independently, so the expected squares of the heads add up.
     for tasks, wanted in [((), mlm), (("pos",), {name: mlm[name] + pos[name] for name in mlm})]:
-        found = score(model, [many], ScoringConfig(method="fisher"), tasks)
+        found = score(model, [many], "fisher", tasks)
         names = [f"{n}.{kind}" for kind in ("heads", "neurons") for n in range(2)]
         truth = torch.cat([wanted[name] for name in names])
         assert (flat(found) - truth).norm() < 0.1 * truth.norm()
@@ -209,7 +209,7 @@ def test_fisher_reads_no_label_and_draws_anew_by_seed() -> None:
         tags={task: torch.full_like(t, IGNORE_INDEX) for task, t in batch.tags.items()},
     )
     found = [
-        flat(score(model, [some], ScoringConfig(method="fisher", seed=seed), TASKS))
+        flat(score(model, [some], "fisher", TASKS, seed=seed))
         for some, seed in [(batch, 0), (unlabelled, 0), (batch, 1)]
     ]
     assert torch.equal(found[0], found[1])
@@ -218,7 +218,7 @@ def test_fisher_reads_no_label_and_draws_anew_by_seed() -> None:
 
 def test_magnitude_is_the_norm_of_all_weights_of_a_unit() -> None:
     model = make_model(layer_attention_heads=[3, 0], layer_intermediate_sizes=[0, 7])
-    found = score(model, [], ScoringConfig(method="magnitude"))
+    found = score(model, [], "magnitude")
     layer = model.bert.encoder.layer[0]
     inputs = [getattr(layer.attention.self, name).weight for name in ("query", "key", "value")]
     for head in range(3):
@@ -240,7 +240,7 @@ def test_a_unit_that_is_zeroed_scores_zero(method: Method) -> None:
     with torch.no_grad():
         model.bert.encoder.layer[1].attention.output.dense.weight[:, 8:16] = 0
         model.bert.encoder.layer[0].output.dense.weight[:, 5] = 0
-    found = score(model, [make_batch(5)], ScoringConfig(method=method), TASKS)
+    found = score(model, [make_batch(5)], method, TASKS)
     assert found.heads[1][1] == 0
     assert found.neurons[0][5] == 0
     assert (flat(found) == 0).sum() == 2
@@ -250,8 +250,7 @@ def test_a_unit_that_is_zeroed_scores_zero(method: Method) -> None:
 def test_bf16_is_near_fp32(method: Method) -> None:
     model, batch = make_model(initializer_range=0.05), make_batch(64)
     fp32, bf16 = (
-        score(model, [batch], ScoringConfig(method=method, precision=precision), TASKS)
-        for precision in ("fp32", "bf16")
+        score(model, [batch], method, TASKS, precision=precision) for precision in ("fp32", "bf16")
     )
     assert bf16.heads[0].dtype == torch.float32
     assert not torch.equal(flat(bf16), flat(fp32))
@@ -269,9 +268,9 @@ def test_the_model_is_as_before(damaged: bool) -> None:
     if damaged:
         batch = batch._replace(labels=batch.labels[:-1])
         with pytest.raises(Exception, match="size of tensor"):
-            score(model, [batch], ScoringConfig(method="gate_gradient"))
+            score(model, [batch], "gate_gradient")
     else:
-        score(model, [batch], ScoringConfig(method="gate_gradient"))
+        score(model, [batch], "gate_gradient")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert [p for p in model.parameters() if not p.requires_grad] == [frozen]
@@ -289,28 +288,27 @@ def test_dropout_is_off_and_no_weight_has_a_gradient_while_scores_are_made() -> 
         assert not any(p.requires_grad for p in model.parameters())
         yield make_batch(2)
 
-    score(model, batches(), ScoringConfig(method="gate_gradient"))  # type: ignore[arg-type]
+    score(model, batches(), "gate_gradient")  # type: ignore[arg-type]
 
 
 def test_processes_add_their_shares_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sums of a second process arrive in the one all-reduce; its mean is that over both."""
     model, batch = make_model(), make_batch(8)
-    config = ScoringConfig(method="gate_gradient")
-    whole = score(model, [batch], config, TASKS)
+    whole = score(model, [batch], "gate_gradient", TASKS)
     shares: list[Tensor] = []
     monkeypatch.setattr(scores_module, "sum_over_ranks", lambda sums: shares.append(sums) or sums)
-    score(model, [pick(batch, [0, 1, 2])], config, TASKS)
+    score(model, [pick(batch, [0, 1, 2])], "gate_gradient", TASKS)
     monkeypatch.setattr(scores_module, "sum_over_ranks", lambda sums: sums + shares[0])
-    both = score(model, [pick(batch, [3, 4, 5, 6, 7])], config, TASKS)
+    both = score(model, [pick(batch, [3, 4, 5, 6, 7])], "gate_gradient", TASKS)
     torch.testing.assert_close(flat(both), flat(whole))
     assert both.examples == 8
 
 
 def test_ranks_draw_other_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = make_model(), make_batch(8)
-    first = score(model, [batch], ScoringConfig(method="fisher"))
+    first = score(model, [batch], "fisher")
     monkeypatch.setenv("RANK", "1")
-    assert not torch.equal(flat(score(model, [batch], ScoringConfig(method="fisher"))), flat(first))
+    assert not torch.equal(flat(score(model, [batch], "fisher")), flat(first))
 
 
 @pytest.mark.parametrize("method", ["gate_gradient", "fisher"])
@@ -318,17 +316,16 @@ def test_batches_with_nothing_masked_count_nowhere(method: Method) -> None:
     model, batch = make_model(), make_batch(4)
     nothing = torch.zeros(0, dtype=torch.int64)
     empty = Batch(batch.input_ids, None, nothing, nothing, dict.fromkeys(TASKS, nothing))
-    config = ScoringConfig(method=method)
-    wanted, found = score(model, [batch], config), score(model, [empty, batch, empty], config)
+    wanted, found = score(model, [batch], method), score(model, [empty, batch, empty], method)
     assert torch.equal(flat(found), flat(wanted))
     assert found.examples == 4
     with pytest.raises(ConfigError, match="no masked position"):
-        score(model, [empty], config)
+        score(model, [empty], method)
 
 
 def test_a_model_with_nothing_left_to_prune_has_empty_scores() -> None:
     model = make_model(layer_attention_heads=[0, 0], layer_intermediate_sizes=[0, 0])
-    found = score(model, [make_batch(3)], ScoringConfig(method="gate_gradient"))
+    found = score(model, [make_batch(3)], "gate_gradient")
     assert [len(s) for s in (*found.heads, *found.neurons)] == [0, 0, 0, 0]
 
 
@@ -387,6 +384,19 @@ def leave_one_out(
     )
 
 
+def joined(batches: list[Batch]) -> Batch:
+    """Return batches of one size without padding as one."""
+    places = batches[0].input_ids.numel()
+    positions = [batch.masked_positions + places * n for n, batch in enumerate(batches)]
+    return Batch(
+        torch.cat([batch.input_ids for batch in batches]),
+        None,
+        torch.cat(positions),
+        torch.cat([batch.labels for batch in batches]),
+        {task: torch.cat([batch.tags[task] for batch in batches]) for task in batches[0].tags},
+    )
+
+
 def test_scores_rank_as_exact_leave_one_out_does(
     trained: tuple[LertForPreTraining, list[Batch]],
 ) -> None:
@@ -394,7 +404,13 @@ def test_scores_rank_as_exact_leave_one_out_does(
     model, batches = trained
     rises, changes = leave_one_out(model, batches[:4])
     for method in ("gate_gradient", "fisher"):
-        found = score(model, batches[4:], ScoringConfig(method=method), ("pos",))
+        found = score(model, batches[4:], method, ("pos",))
         heads, neurons = torch.cat(found.heads), torch.cat(found.neurons)
         assert spearmanr(heads, rises["heads"])[0] > 0.8
         assert spearmanr(neurons, changes["neurons"])[0] > 0.7
+    textpruners = importance(model, batches[4:], ("pos",))
+    assert spearmanr(torch.cat(textpruners.heads), rises["heads"])[0] > 0.8
+    assert spearmanr(torch.cat(textpruners.neurons), changes["neurons"])[0] > 0.7
+    # It adds the gradients of a batch up before it takes their size: all in one, examples cancel.
+    in_one = importance(model, [joined(batches[4:])], ("pos",))
+    assert spearmanr(torch.cat(in_one.neurons), changes["neurons"])[0] < 0.65

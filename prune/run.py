@@ -1,0 +1,325 @@
+"""`lert-ds prune`: a model folder to a smaller one, of any shape.
+
+    model ─layers→ ─scores, step by step→ heads, neurons ─vocabulary→ pieces ─cut, repair→ model
+
+Read with `prune_config.py` (what can be asked), `iterations.py` (the steps), `repair.py` and
+`lert_ds/model_surgery.py` (the cut). What it makes is trained again by `lert-ds recover`.
+"""
+
+import argparse
+import dataclasses
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lert_ds import cli, distributed, model_dir, tokenizer_files, training
+from lert_ds.config import dump
+from lert_ds.configuration_lert import LertConfig
+from lert_ds.errors import ModelError
+from lert_ds.evaluation import evaluate
+from lert_ds.files import refuse_finished, write_json
+from lert_ds.model_surgery import Cut, cut, cut_config
+from lert_ds.modeling_lert import LertForPreTraining
+from lert_ds.train.engine import device, join_processes, leave_processes
+from prune import iterations, layer_choice, mask_file, masks, shape_search
+from prune.prune_config import PruneRun
+from prune.pruning_text import PruningText
+from prune.repair import repair
+from prune.scorer import Scorer
+from prune.vocabulary import PrunedVocabulary, VocabularyConfig, must_keep, prune_vocabulary
+
+MASKS = "masks.safetensors"
+PRUNED_FROM = "pruned_from"
+"""Key of a pruned model's run.json: the model that was pruned, a teacher for its recovery."""
+STEP_INSTANCES = 128
+"""Repair between two iterations: enough to score by; the last one takes all."""
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    cli.add_config_arguments(parser, PruneRun, Path(__file__).parent / "configs")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prune as configured, or say what that would leave."""
+    config = cli.read_config(PruneRun, arguments)
+    if arguments.dry_run:
+        cli.print_config(config)
+        print("\n".join(_explain(config)))  # noqa: T201
+        return
+    with _processes():
+        prune(config)
+
+
+def prune(config: PruneRun) -> dict[str, Any]:
+    """Prune a model, write its run folder, and return the content of summary.json.
+
+    Every process must call it.
+
+    Raises:
+        UserError: something does not fit; nothing has been written then.
+    """
+    refuse_finished(config.output, training.FINISHED, config.overwrite)
+    started = time.perf_counter()
+    source = model_dir.resolve(config.model)
+    shape = model_dir.read_config(source)
+    given = _check(config, shape, source)
+    text = PruningText.open(config, source, shape.max_position_embeddings)
+    model = load(config.model).to(device())
+    scorer = Scorer(config, text)
+    search: dict[str, Any] = {}
+    vocabulary_config = _vocabulary_config(config, text)
+    if config.target is not None:
+        chosen, vocabulary_config, search = shape_search.find(
+            config, model, source, text, scorer, vocabulary_config
+        )
+    else:
+        chosen = _choose(config, model, text, scorer, given)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer, vocabulary = source, None
+        if vocabulary_config is not None:
+            tokenizer = Path(folder) / "tokenizer"
+            vocabulary = prune_vocabulary(source, vocabulary_config, tokenizer)
+            chosen = dataclasses.replace(chosen, pieces=vocabulary.pieces)
+        smaller, held_out = _make(config, model, chosen, text, source, tokenizer)
+        summary = {
+            "model": config.model,
+            **_facts(model, smaller, chosen),
+            "vocabulary": _vocabulary_facts(vocabulary),
+            "held_out": held_out,
+            "scored": [{"method": s.method, "examples": s.examples} for s in scorer.scores],
+            "search": search,
+            "seconds": round(time.perf_counter() - started, 1),
+            "versions": training.versions(),
+        }
+        if distributed.is_main():
+            _write(config, smaller, chosen, tokenizer, summary)
+    distributed.barrier()
+    return summary
+
+
+def load(source: str) -> LertForPreTraining:
+    """Return the model to prune, in fp32.
+
+    Raises:
+        ModelError: it cannot be read, or parts of it have no weights.
+    """
+    model: LertForPreTraining
+    model, report = model_dir.load(source)
+    if report.random:
+        raise ModelError(
+            f"{source}: it has no weights for {report.random[0]}; name a model that was saved with "
+            "its pre-training heads"
+        )
+    model.eval()
+    return model
+
+
+@contextmanager
+def _processes() -> Iterator[None]:
+    """Join the processes of a launcher; one alone needs none of it."""
+    alone = distributed.world_size() == 1
+    if not alone:
+        join_processes()
+    try:
+        yield
+    finally:
+        if not alone:
+            leave_processes()
+
+
+def _check(config: PruneRun, shape: LertConfig, source: Path) -> Cut:
+    """Refuse what cannot be, before anything is read, and return what the configuration names."""
+    given = Cut()
+    count = shape.num_hidden_layers
+    if config.pruning.masks is not None:
+        given = mask_file.read_masks(config.pruning.masks, shape)
+    if isinstance(config.drop_layers, tuple):
+        if config.drop_layers:
+            layers = layer_choice.layers_without(config.drop_layers, count)
+            given = dataclasses.replace(given, layers=layers)
+    else:
+        layer_choice.check_count(config.drop_layers, count)
+    left = range(count - config.drop_layers) if isinstance(config.drop_layers, int) else None
+    masks.check(config.pruning, shape, given.layers or left)
+    if config.vocabulary is not None:
+        must_keep(tokenizer_files.load(source), config.vocabulary)
+    return given
+
+
+def _choose(
+    config: PruneRun, model: LertForPreTraining, text: PruningText, scorer: Scorer, given: Cut
+) -> Cut:
+    """Return what stays of the layers, the heads and the neurons."""
+    layers = given.layers
+    if isinstance(config.drop_layers, int) and config.drop_layers:
+        layers = layer_choice.choose_layers(
+            model, text.layer_batches(), config.drop_layers, config.drop_layers_by
+        )
+        gone = [n + 1 for n in range(model.config.num_hidden_layers) if n not in layers]
+        logger.info("layers dropped, by %s: %s", config.drop_layers_by, gone)
+    if config.pruning.pruning_method == "masks":
+        return dataclasses.replace(given, layers=layers)
+
+    def refit(smaller: LertForPreTraining, shape: Cut) -> None:
+        batches = text.repair_batches(min(STEP_INSTANCES, config.repair.instances))
+        repair(model, smaller, shape, batches, config.repair.ridge)
+
+    return iterations.prune_iteratively(
+        model,
+        config.pruning,
+        scorer,
+        layers=layers,
+        expanded=scorer.expanded,
+        refit=refit if config.repair.enabled else None,
+    )
+
+
+def _make(
+    config: PruneRun, model: LertForPreTraining, chosen: Cut, text: PruningText,
+    source: Path, tokenizer: Path,
+) -> tuple[LertForPreTraining, dict[str, dict[str, float]]]:  # fmt: skip
+    """Return the model cut and repaired, and what it reached on held-out text at each stage."""
+    held_out: dict[str, dict[str, float]] = {}
+
+    def measure(stage: str, measured: LertForPreTraining, vocabulary: Path) -> None:
+        if text.valid is not None:
+            batches, missing = text.held_out(vocabulary)
+            found = evaluate(measured, batches, text.tag_sets, missing)
+            held_out[stage] = found
+            shown = "  ".join(f"{key} {value:.4g}" for key, value in found.items())
+            logger.info("held out, %-8s  %s", stage, shown)
+
+    measure("original", model, source)
+    smaller = cut(model, chosen)
+    measure("cut", smaller, tokenizer)
+    if config.repair.enabled and any((chosen.heads, chosen.neurons, chosen.layers)):
+        unknown = tokenizer_files.load(source).unk_token_id
+        batches = text.repair_batches(config.repair.instances)
+        repair(model, smaller, chosen, batches, config.repair.ridge, unknown_id=unknown)
+        measure("repaired", smaller, tokenizer)
+    return smaller, held_out
+
+
+def _vocabulary_config(config: PruneRun, text: PruningText) -> VocabularyConfig | None:
+    """Return the vocabulary's configuration, with the run's corpora where it names no text."""
+    given = config.vocabulary
+    if given is None:
+        return None
+    changes: dict[str, Any] = {}
+    if not given.input and not given.corpus:
+        changes["corpus"] = config.corpus
+    if not given.input_valid and not given.corpus_valid:
+        changes["corpus_valid"] = () if text.valid is None else tuple(text.valid.folders)
+    return given.model_copy(update=changes)
+
+
+def _facts(model: LertForPreTraining, smaller: LertForPreTraining, chosen: Cut) -> dict[str, Any]:
+    before, after = model.config, smaller.config
+    numbers = range(before.num_hidden_layers)
+    left = numbers if chosen.layers is None else chosen.layers
+    return {
+        "parameters": {"before": model.num_parameters(), "after": smaller.num_parameters()},
+        "layers": [number + 1 for number in left],
+        "heads": [after.heads_of(number) for number in range(after.num_hidden_layers)],
+        "neurons": [after.intermediate_size_of(n) for n in range(after.num_hidden_layers)],
+        "pieces": {"before": before.vocab_size, "after": after.vocab_size},
+    }
+
+
+def _vocabulary_facts(vocabulary: PrunedVocabulary | None) -> dict[str, Any] | None:
+    if vocabulary is None or vocabulary.coverage is None:
+        return None
+    return vocabulary.coverage.as_json()
+
+
+def _write(
+    config: PruneRun, smaller: LertForPreTraining, chosen: Cut, tokenizer: Path,
+    summary: dict[str, Any],
+) -> None:  # fmt: skip
+    config.output.mkdir(parents=True, exist_ok=True)
+    write_json(config.output / "config.json", dump(config))
+    mask_file.write_masks(config.output / MASKS, chosen)
+    folder = config.output / "model"
+    record = {**summary, PRUNED_FROM: config.model, "config": dump(config)}
+    model_dir.save(smaller.cpu(), tokenizer, folder, record)
+    write_json(config.output / "summary.json", {**summary, "model": str(folder)})
+    for line in _lines(summary):
+        logger.info(line)
+    logger.info("model: %s", folder)
+
+
+def _explain(config: PruneRun) -> Iterator[str]:
+    """Yield what --dry-run tells: what is left, as far as that is known before it runs."""
+    source = model_dir.resolve(config.model)
+    before = model_dir.read_config(source)
+    given = _check(config, before, source)
+    count = before.num_hidden_layers
+    if isinstance(config.drop_layers, int) and config.drop_layers:  # which does not matter here
+        given = dataclasses.replace(given, layers=tuple(range(count - config.drop_layers)))
+    if config.pruning.pruning_method == "iterative":
+        given = _as_many(config.pruning, before, given)
+    parameters = model_dir.count_parameters(before)
+    left = model_dir.count_parameters(cut_config(before, given))
+    yield f"{'parameters':<17} {parameters:,} → {left:,} ({left / parameters:.1%})"
+    if config.target is not None:
+        name, limit = config.target.name, config.target.limit
+        yield f"{'target':<17} {name} ≤ {limit:,g}: the numbers that meet it are searched"
+    if config.vocabulary is not None:
+        most = config.vocabulary.size
+        kept = "what is counted" if most is None else f"at most {most:,}"
+        yield f"{'vocabulary':<17} {before.vocab_size:,} pieces → {kept}, {before.hidden_size} each"
+
+
+def _as_many(asked: masks.PruningConfig, before: LertConfig, given: Cut) -> Cut:
+    """Return a cut that leaves as many heads and neurons as any scores would."""
+    numbers = range(before.num_hidden_layers)
+    layers = numbers if given.layers is None else given.layers
+    totals = masks.check(asked, before, given.layers)
+
+    def keep(sizes: list[int], total: int | None, **how: Any) -> list[Tensor] | None:
+        if total is None:
+            return None
+        found = [torch.ones(size, dtype=torch.bool) for size in sizes]
+        equal = [torch.ones(sizes[number]) for number in layers]
+        for number, mask in zip(layers, masks.choose(equal, total, **how), strict=True):
+            found[number] = mask
+        return found
+
+    heads = keep(
+        [before.heads_of(number) for number in numbers],
+        totals.heads,
+        even=asked.head_even_masking,
+        minimum=asked.minimum_heads,
+    )
+    neurons = keep(
+        [before.intermediate_size_of(number) for number in numbers],
+        totals.neurons,
+        even=asked.ffn_even_masking,
+        minimum=asked.minimum_neurons,
+        multiple_of=asked.multiple_of,
+    )
+    return Cut(
+        heads=None if heads is None else tuple(tuple(mask.tolist()) for mask in heads),
+        neurons=None if neurons is None else tuple(neurons),
+        layers=given.layers,
+    )
+
+
+def _lines(summary: dict[str, Any]) -> Iterator[str]:
+    """Yield what the user is told of a pruning."""
+    for name in ("parameters", "pieces"):
+        before, after = summary[name]["before"], summary[name]["after"]
+        yield f"{name:<17} {before:,} → {after:,} ({after / before:.1%})"
+    yield f"{'layers':<17} {', '.join(map(str, summary['layers']))}"
+    yield f"{'heads':<17} {', '.join(map(str, summary['heads']))}"
+    yield f"{'neurons':<17} {', '.join(map(str, summary['neurons']))}"
