@@ -1,4 +1,4 @@
-# make quickstart                      raw text → corpus → LERT → a smaller one → ONNX, on a CPU
+# make quickstart                      raw text → LERT → distilled → pruned → int8, on a CPU
 # make quickstart CORPUS=text          on your own text (UTF-8 .txt, .jsonl, .parquet; .gz, .zst)
 # make quickstart CORPUS=a VALID=b     evaluated on a text of yours, not on a tenth of the first
 # make test | check | bench            each makes .venv first when it is needed
@@ -16,16 +16,21 @@ PROCESSES ?= 2
 PRECISION ?= $(if $(shell grep -m 1 -E 'avx512_bf16|amx_bf16' /proc/cpuinfo),bf16,fp32)
 RUN ?= runs/quickstart
 STUDENT := $(RUN)-student
+PRUNED := $(RUN)-pruned
+RECOVERED := $(RUN)-recovered
+EDGE := $(RUN)-edge
 CORPORA ?= corpora/quickstart
 ifdef CORPUS
 SOURCE := input="$(CORPUS)"
 STEPS ?= 9000
 STUDENT_STEPS ?= 2000
+RECOVERY_STEPS ?= 1000
 EVERY := train.report_every=100 train.evaluate_every=1000
 else
 SOURCE :=
 STEPS ?= 600
 STUDENT_STEPS ?= 300
+RECOVERY_STEPS ?= 150
 endif
 # Text and vocabulary of the benchmarks: those of the tests' data, beside the project.
 BENCH_TEXT ?= ../shared/data/text/wiki_train.txt
@@ -36,7 +41,8 @@ EVALUATED := corpus_valid="$(CORPORA)-valid"
 endif
 
 TRAIN = $(BIN)/deepspeed --log_level warning --num_gpus $(PROCESSES) --module lert_ds
-ON = corpus='["$(CORPORA)", "$(CORPORA)-annotated"]' $(EVALUATED) $(EVERY) \
+TEXT = corpus='["$(CORPORA)", "$(CORPORA)-annotated"]' $(EVALUATED)
+ON = $(TEXT) $(EVERY) \
 	deepspeed=ds_configs/cpu_$(PRECISION).json overwrite=true
 
 .PHONY: quickstart test check setup bench clean
@@ -63,30 +69,42 @@ test: $(READY)
 	$(BIN)/pytest -q $(PYTEST)
 
 quickstart: $(READY)
-	@echo "1/6  raw text → corpus: words, parts of speech, entities"
+	@echo "1/8  raw text → corpus: words, parts of speech, entities"
 	$(BIN)/lert-ds prepare prepare-quickstart output="$(CORPORA)" $(SOURCE) $(HELD_OUT) overwrite=true
 ifdef VALID
 	$(BIN)/lert-ds prepare prepare-quickstart input="$(VALID)" tokenizer="$(CORPORA)" held_out=0 \
 		output="$(CORPORA)-valid" overwrite=true
 endif
-	@echo; echo "2/6  sentences annotated by hand → corpus: dependency relations"
+	@echo; echo "2/8  sentences annotated by hand → corpus: dependency relations"
 	$(BIN)/lert-ds prepare prepare-quickstart-annotated \
 		tokenizer="$(CORPORA)" output="$(CORPORA)-annotated" overwrite=true
-	@echo; echo "3/6  pre-training: $(STEPS) steps, $(PROCESSES) processes, ZeRO-2"
+	@echo; echo "3/8  pre-training: $(STEPS) steps, $(PROCESSES) processes, ZeRO-2"
 	$(TRAIN) pretrain pretrain-quickstart output="$(RUN)" $(ON) train.steps=$(STEPS)
-	@echo; echo "4/6  distillation: $(STUDENT_STEPS) steps of a smaller one, with its teacher and without"
+	@echo; echo "4/8  distillation: $(STUDENT_STEPS) steps of a smaller one, with its teacher and without"
 	$(TRAIN) distill distill-quickstart teacher="$(RUN)/model" output="$(STUDENT)" $(ON) \
 		train.steps=$(STUDENT_STEPS)
 	$(TRAIN) distill distill-quickstart teacher="$(RUN)/model" output="$(STUDENT)-alone" $(ON) \
 		train.steps=$(STUDENT_STEPS) labels_only=true
-	@echo; echo "5/6  export of the student: ONNX, fp32 and int8"
-	$(BIN)/lert-ds export export-edge model="$(STUDENT)/model" output="$(RUN)-edge" overwrite=true
-	@echo; echo "6/6  the curves, and a masked sentence"
-	$(BIN)/lert-ds report "$(RUN)" "$(STUDENT)" "$(STUDENT)-alone" --output "$(RUN)/report.html"
+	@echo; echo "5/8  pruning of the student: half of its heads and neurons, the words of the text"
+	$(BIN)/lert-ds prune prune-quickstart model="$(STUDENT)/model" output="$(PRUNED)" $(TEXT) \
+		overwrite=true
+	@echo; echo "6/8  recovery: $(RECOVERY_STEPS) steps, the student teaches what is left of it"
+	$(TRAIN) recover recover-quickstart model="$(PRUNED)/model" output="$(RECOVERED)" $(ON) \
+		train.steps=$(RECOVERY_STEPS)
+	@echo; echo "7/8  export: ONNX, fp32 and int8"
+	$(BIN)/lert-ds export export-int8 model="$(RECOVERED)/model" output="$(EDGE)" overwrite=true
+	@echo; echo "8/8  the curves, a masked sentence, and one table from teacher to int8"
+	$(BIN)/lert-ds report "$(RUN)" "$(STUDENT)" "$(STUDENT)-alone" "$(RECOVERED)" \
+		--output "$(RUN)/report.html"
 	$(BIN)/lert-ds predict "$(RUN)/model" "他在中国的一[MASK]大学工作。" --top-k 3
-	$(BIN)/lert-ds predict "$(STUDENT)/model" "他在中国的一[MASK]大学工作。" --top-k 3
+	$(BIN)/lert-ds predict "$(EDGE)" "他在中国的一[MASK]大学工作。" --top-k 3
+	$(BIN)/lert-ds benchmark benchmark-quickstart output="$(RUN)-benchmark" overwrite=true \
+		models='["$(RUN)/model", "$(STUDENT)/model", "$(PRUNED)/model", "$(RECOVERED)/model", "$(EDGE)"]' \
+		names='["teacher", "student", "pruned", "recovered", "edge"]' \
+		corpus_valid="$(or $(if $(VALID),$(CORPORA)-valid),$(CORPORA)/held_out)"
+	$(BIN)/lert-ds report "$(RUN)-benchmark"
 	@echo; echo "corpus: $(CORPORA)/statistics.md   curves: $(RUN)/report.html"
-	@echo "model: $(RUN)/model   student: $(STUDENT)/model   for the edge: $(RUN)-edge"
+	@echo "model: $(RUN)/model   for the edge: $(EDGE)   table: $(RUN)-benchmark/report.html"
 
 bench: $(READY)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
@@ -105,6 +123,12 @@ bench: $(READY)
 		--pair "LERT-base → LERT-small" --output benchmarks/results/distilling-512.json
 	$(BIN)/python benchmarks/distilling.py --corpus corpora/bench-128 --parity \
 		--output benchmarks/results/distilling-parity.json
+	$(BIN)/python benchmarks/textpruner_parity.py --model $(RUN)/model --corpus $(CORPORA)/held_out \
+		--output benchmarks/results/textpruner-parity.json
+	$(BIN)/python benchmarks/pruning.py scores --model $(RUN)/model --corpus $(CORPORA) \
+		--corpus-valid $(CORPORA)/held_out --output benchmarks/results/pruning-scores.json
+	$(BIN)/python benchmarks/pruning.py curve --model $(STUDENT)/model --corpus $(CORPORA) \
+		--corpus-valid $(CORPORA)/held_out --output benchmarks/results/pruning-curve.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info

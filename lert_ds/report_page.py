@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lert_ds import __version__
+from lert_ds.report_benchmark import Benchmark, benchmark_section
 from lert_ds.report_curves import MAX_EVENTS, is_exact, payload, sections
 from lert_ds.report_metrics import Event
 from lert_ds.report_runs import Run
@@ -38,8 +39,8 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _UNKNOWN = '<span class="dim">–</span>'
 
 
-def page(runs: Sequence[Run], title: str) -> str:
-    """Return the page of `runs`, in their order, as HTML."""
+def page(runs: Sequence[Run], title: str, benchmarks: Sequence[Benchmark] = ()) -> str:
+    """Return the page of `runs` and `benchmarks`, in their order, as HTML."""
     summaries = [summarize(run) for run in runs]
     script, style = _template("report.js"), _template("report.css")
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -48,20 +49,26 @@ def page(runs: Sequence[Run], title: str) -> str:
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    what = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    what = _counted(len(runs), "run") if runs else _counted(len(benchmarks), "benchmark")
     body = [
         f"<header><h1>{escape(title)}</h1>",
         f'<p class="dim">{what} · written {now} by lert-ds {escape(__version__)}</p></header>',
-        _notes(runs),
-        '<div class="pair">',
-        _section("Runs", _facts(summaries), "facts"),
-        _section("Final and best values", _results(summaries), "results"),
-        "</div>",
-        _toolbar(runs),
-        _charts(runs),
-        _section("Configuration", _configuration(runs), "configuration"),
-        _section("Events", _events(runs), "events"),
+        *map(benchmark_section, benchmarks),
     ]
+    if runs:
+        body += [
+            _notes(runs),
+            '<div class="pair">',
+            _section("Runs", _facts(summaries), "facts"),
+            _section("Final and best values", _results(summaries), "results"),
+            "</div>",
+            _toolbar(runs),
+            _charts(runs),
+            _section("Configuration", _configuration(runs), "configuration"),
+            _section("Events", _events(runs), "events"),
+            f'<script type="application/json" id="data">{inline_json(payload(runs))}</script>',
+            f"<script>{script}</script>",
+        ]
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
@@ -71,10 +78,13 @@ def page(runs: Sequence[Run], title: str) -> str:
             f'<title>{escape(title)}</title><link rel="icon" href="data:,">',
             f"<style>{style}</style></head><body>",
             *body,
-            f'<script type="application/json" id="data">{inline_json(payload(runs))}</script>',
-            f"<script>{script}</script></body></html>\n",
+            "</body></html>\n",
         ]
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def inline_json(tree: Any) -> str:

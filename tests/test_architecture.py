@@ -26,7 +26,8 @@ FOR_COMPRESSION = LEAVES | {
     f"lert_ds.{name}"
     for name in (
         "architecture", "cli", "configuration_lert", "data", "edge", "edge_folder", "edge_graph",
-        "evaluation", "model_dir", "model_source", "model_surgery", "modeling_lert", "tokenizer_files",
+        "evaluation", "model_dir", "model_source", "model_surgery", "modeling_lert",
+        "tokenizer_files",
         "pretraining_objective", "train", "training", "training_run", "vocabulary_view",
     )
 }  # fmt: skip

@@ -1,0 +1,222 @@
+"""What pruning costs in quality: scores, repair, iterations, recovery, and from scratch.
+
+    python benchmarks/pruning.py scores --model runs/quickstart/model
+        --corpus corpora/quickstart --corpus-valid corpora/quickstart-valid --output scores.json
+    python benchmarks/pruning.py curve --model runs/quickstart-student/model …
+
+`scores` prunes to three quarters, half and a quarter of the heads and neurons by every score, with
+and without repair, in 1, 4 and 8 iterations, and says the held-out losses: nothing is trained.
+`curve` prunes to several sizes, trains each again for `--steps` steps with the unpruned model as
+the teacher, exports it to int8, and trains a model of the very same shape from random weights by
+the same steps, teacher and data, beside one without any teacher. Everything goes through the
+commands that a user calls. Held-out losses charge a masked word that a vocabulary lacks with the
+logarithm of the whole one.
+"""
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lert_ds import model_dir
+from lert_ds.config import parse
+from lert_ds.edge_folder import GRAPHS
+from lert_ds.files import write_json
+from lert_ds.machine import description
+from lert_ds.modeling_lert import LertForPreTraining
+from prune.benchmark_columns import find_columns
+from prune.benchmark_quality import HeldOut
+from prune.prune_config import PruneRun
+from prune.run import prune
+
+SCORES = ("textpruner", "textpruner_logits", "gate_gradient", "fisher", "magnitude")
+SHARES = (0.75, 0.5, 0.25)
+ITERATIONS = (1, 4, 8)
+SEED = 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=["scores", "curve"])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--corpus", nargs="+", required=True)
+    parser.add_argument("--corpus-valid", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1000, help="curve: of each training")
+    parser.add_argument("--instances", type=int, default=256, help="scored, repaired by, held out")
+    parser.add_argument("--folder", type=Path, help="keep the models here")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        rows = []
+        measure = score_rows if arguments.part == "scores" else curve_rows
+        for row in measure(arguments, folder):
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            result = {
+                "machine": description(("torch", "transformers")),
+                "command": " ".join(["python", "benchmarks/pruning.py", arguments.part]),
+                "steps": arguments.steps if arguments.part == "curve" else None,
+                "instances": arguments.instances,
+                "rows": rows,
+            }
+            write_json(arguments.output, result)
+
+
+def score_rows(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the held-out losses of every score, size, and number of iterations."""
+    cases = [(score, share, 1) for share, score in itertools.product(SHARES, SCORES)]
+    cases += [
+        (score, share, count)
+        for share, score, count in itertools.product(
+            SHARES[1:], ("textpruner", "fisher"), ITERATIONS[1:]
+        )
+    ]
+    for score, share, iterations in cases:
+        found = {
+            name: prune_to(
+                arguments, folder / "pruned", share, score=score, iterations=iterations, repair=on
+            )
+            for name, on in (("plain", False), ("repaired", True))
+        }
+        yield {
+            "score": score,
+            "share": share,
+            "n_iters": iterations,
+            "original": loss_of(found["plain"], "original"),
+            "without_repair": loss_of(found["plain"], "cut"),
+            "with_repair": loss_of(found["repaired"], "repaired"),
+            "parameters": found["plain"]["parameters"],
+        }
+
+
+def curve_rows(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield sizes and held-out losses of models pruned, recovered, quantized, and from scratch."""
+    pieces = model_dir.read_config(arguments.model).vocab_size
+    for share, vocabulary in ((1.0, 0.75), (0.75, 0.75), (0.5, 0.75), (0.5, 0.5), (0.25, 0.5)):
+        here = folder / f"{share}-{vocabulary}"
+        summary = prune_to(
+            arguments,
+            here / "pruned",
+            share,
+            score="fisher",
+            iterations=4,
+            repair=True,
+            size=int(vocabulary * pieces),
+        )
+        pruned = here / "pruned" / "model"
+        recovered = recover(arguments, pruned, here / "recovered")
+        scratch = here / "scratch" / "start"
+        forget(pruned, scratch)
+        from_scratch = recover(
+            arguments, scratch, here / "scratch" / "taught", f"teacher={arguments.model}"
+        )
+        alone = recover(arguments, scratch, here / "scratch" / "alone", "objective=pretraining")
+        call(
+            "export",
+            "export-int8",
+            f"model={recovered}",
+            f"output={here / 'edge'}",
+            "overwrite=true",
+        )
+        models = {
+            "recovered": recovered,
+            "edge": edge,
+            "scratch with teacher": from_scratch,
+            "scratch alone": alone,
+        }
+        yield {
+            "share": share,
+            "vocabulary": summary["pieces"]["after"],
+            "parameters": summary["parameters"]["after"],
+            "of_original": summary["parameters"]["after"] / summary["parameters"]["before"],
+            "original": loss_of(summary, "original"),
+            "cut": loss_of(summary, "cut"),
+            "repaired": loss_of(summary, "repaired"),
+            **losses(arguments, models),
+            "bytes_int8": (edge / GRAPHS["int8"]).stat().st_size,
+        }
+
+
+def prune_to(
+    arguments: argparse.Namespace, output: Path, share: float, *,
+    score: str, iterations: int, repair: bool, size: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the summary of a pruning to a share of the heads and neurons."""
+    shape = model_dir.read_config(arguments.model)
+    tree: dict[str, Any] = {
+        "model": str(arguments.model),
+        "output": str(output),
+        "overwrite": True,
+        "corpus": arguments.corpus,
+        "corpus_valid": arguments.corpus_valid,
+        "held_out_instances": arguments.instances,
+        "scoring": {"method": score, "instances": arguments.instances},
+        "repair": {"enabled": repair, "instances": arguments.instances},
+        "pruning": {"n_iters": iterations},
+    }
+    if share < 1:
+        tree["pruning"] |= {
+            "target_num_of_heads": share * shape.num_attention_heads,
+            "target_ffn_size": int(share * shape.intermediate_size),
+            "head_even_masking": False,
+            "ffn_even_masking": False,
+        }
+    if size is not None:
+        tree["vocabulary"] = {"size": size}
+    return prune(parse(PruneRun, tree, "benchmark"))
+
+
+def loss_of(summary: dict[str, Any], stage: str) -> float | None:
+    held_out = summary["held_out"].get(stage)
+    return None if held_out is None else held_out["mlm/loss"]
+
+
+def recover(arguments: argparse.Namespace, model: Path, output: Path, *changes: str) -> Path:
+    """Train a model again and return its folder."""
+    warm_up = max(1, arguments.steps // 20)
+    call(
+        "recover", "recover-quickstart", f"model={model}", f"output={output}",
+        f"corpus={json.dumps(arguments.corpus)}", f"corpus_valid={arguments.corpus_valid}",
+        f"train.steps={arguments.steps}", f"train.evaluate_every={arguments.steps}",
+        "deepspeed=ds_configs/cpu_bf16.json", "train.learning_rate=2e-3",
+        f"schedule.warmup_steps={warm_up}", "overwrite=true", *changes,
+    )  # fmt: skip
+    return output / "model"
+
+
+def forget(model: Path, output: Path) -> None:
+    """Write a model of the same shape and vocabulary with random weights."""
+    torch.manual_seed(SEED)
+    fresh = LertForPreTraining(model_dir.read_config(model))
+    model_dir.save(fresh, model, output)
+
+
+def losses(arguments: argparse.Namespace, models: dict[str, Path]) -> dict[str, float]:
+    """Return the held-out MLM loss of each graph and model."""
+    held_out = HeldOut([Path(arguments.corpus_valid)], arguments.instances)
+    columns = find_columns([str(path) for path in models.values()], list(models), "fp32")
+    return {column.name: held_out.evaluate(column)["mlm/loss"] for column in columns}
+
+
+def call(*words: str) -> None:
+    """Run a command of lert-ds in a process of its own."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "lert_ds", *words], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
+    print(f"{words[0]} {time.perf_counter() - started:.0f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

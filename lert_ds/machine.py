@@ -1,0 +1,44 @@
+"""What measured figures were measured on."""
+
+import os
+import platform
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def description(packages: Iterable[str] = ()) -> dict[str, str | int | None]:
+    """Return the processor, its cores, and the versions of Python and of `packages`.
+
+    `usable_cores` are those that this process may run on: fewer under taskset or in a container.
+    """
+    return {
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "usable_cores": usable_cores(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in packages},
+    }
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

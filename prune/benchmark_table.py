@@ -1,0 +1,146 @@
+"""The record of a benchmark as one Markdown table: measures down, models across.
+
+    | | teacher | student int8 |
+    | :-- | --: | --: |
+    | latency 1 × 128, 1 thread | 22.4 ms | 3.03 ms (7.4×) |
+
+In brackets how many times smaller or faster than the first column: its value over this one's.
+"""
+
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+UNMEASURED = "—"
+_OF_MLM = ("mlm/loss", "mlm/accuracy", "mlm/unknown_share")
+
+Record = Mapping[str, Any]
+Row = tuple[str, list[str]]
+
+
+def markdown(record: Record) -> str:
+    """Return the table of a benchmark's summary.json, and below it what has to be said once."""
+    heads = ["", *(column["name"].replace("|", "\\|") for column in record["columns"])]
+    rows = [heads, *([name, *cells] for name, cells in _rows(record))]
+    widths = [max(3, *(map(_width, column))) for column in zip(*rows, strict=True)]
+    lines = [_line(row, widths) for row in rows]
+    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines.insert(1, _line(rule, widths))
+    return "\n".join([*lines, "", *_notes(record)]) + "\n"
+
+
+def cell_name(cell: Record) -> str:
+    """Return what a latency was measured on: `1 × 128, 1 thread`."""
+    threads = cell["threads"]
+    return f"{cell['batch_size']} × {cell['length']}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def _rows(record: Record) -> Iterator[Row]:
+    columns, cells = record["columns"], record["cells"]
+    yield "runs in", [column["runtime"] for column in columns]
+    yield "scores", ["at the [MASK]s" if c["masked_positions"] else "everywhere" for c in columns]
+    yield "parameters", _with_ratios([c["parameters"] for c in columns], "{:,}".format)
+    yield "size", _with_ratios([c["bytes"] for c in columns], _mib)
+    yield "memory, peak", _with_ratios([c["memory_bytes"] for c in columns], _mib)
+    for cell in cells:
+        yield (
+            f"latency {cell_name(cell)}",
+            [_latency(found, first=not place) for place, found in enumerate(cell["columns"])],
+        )
+    for key, name, show in (
+        ("p95_ms", "p95", _milliseconds),
+        ("tokens_per_second", "tokens/s", "{:,.0f}".format),
+    ):
+        for cell in cells:
+            shown = [UNMEASURED if f is None else show(f[key]) for f in cell["columns"]]
+            yield f"{name} {cell_name(cell)}", shown
+    yield from _quality(columns)
+
+
+def _quality(columns: Sequence[Record]) -> Iterator[Row]:
+    known = {name for column in columns for name in column["held_out"] or ()}
+    tags = {name for name in known if name.endswith("/accuracy")} - set(_OF_MLM)
+    for measure in [name for name in (*_OF_MLM, *sorted(tags)) if name in known]:
+        show: Callable[[float], str] = "{:.4f}".format if measure.endswith("loss") else _percent
+        values = [(column["held_out"] or {}).get(measure) for column in columns]
+        name = measure.replace("mlm/", "MLM ").replace("/", " ").replace("_", " ")
+        yield f"held-out {name}", [UNMEASURED if v is None else show(v) for v in values]
+
+
+def _notes(record: Record) -> Iterator[str]:
+    machine, config = record["machine"], record["config"]
+    yield (
+        f"Latency: median wall time of one batch (texts × tokens) with "
+        f"{100 * config['masked_share']:.0f} % of the pieces [MASK]; in brackets how many times "
+        f"faster or smaller than {record['columns'][0]['name']}, for latency the median of "
+        f"{config['rounds']} interleaved rounds. Memory: of the whole process, libraries too. "
+        f"{machine['cpu']}."
+    )
+    short = sorted(
+        {
+            (column["name"], column["positions"])
+            for column in record["columns"]
+            if column["positions"] < max((cell["length"] for cell in record["cells"]), default=0)
+        }
+    )
+    if short:
+        told = ", ".join(f"{name} {positions}" for name, positions in short)
+        yield f"{UNMEASURED}: more tokens than the model has positions ({told})."
+    if (held_out := record["held_out"]) is not None:
+        yield (
+            f"Held out: {held_out['instances']:,} instances of {held_out['length']} tokens; pieces "
+            "that a vocabulary lacks are [UNK], as labels too (MLM unknown share)."
+        )
+
+
+def _with_ratios(values: Sequence[float | None], show: Callable[[float], str]) -> list[str]:
+    first, shown = values[0], []
+    for place, value in enumerate(values):
+        if value is None:
+            shown.append(UNMEASURED)
+        elif not place or not first:
+            shown.append(show(value))
+        else:
+            shown.append(f"{show(value)} ({_ratio(first / value)})")
+    return shown
+
+
+def _latency(found: Record | None, *, first: bool) -> str:
+    if found is None:
+        return UNMEASURED
+    shown = _milliseconds(found["median_ms"])
+    return shown if first or found["ratio"] is None else f"{shown} ({_ratio(found['ratio'])})"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{_digits(value)} ms"
+
+
+def _mib(value: float) -> str:
+    return f"{_digits(value / 2**20)} MiB"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}×" if value < 10 else f"{value:.1f}×"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _digits(value: float) -> str:
+    """Return a positive number with three digits, whole ones from 100."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    name, *rest = (
+        " " * (width - _width(cell)) + cell if place else cell + " " * (width - _width(cell))
+        for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    )
+    return f"| {' | '.join([name, *rest])} |"
+
+
+def _width(text: str) -> int:
+    """Return the columns of a terminal that `text` takes: two for a Han character."""
+    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)
