@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from machine import description
+from lert_ds.machine import description
 
 ROOT = Path(__file__).parents[1]
 WARM_UP_STEPS = 2

@@ -38,11 +38,11 @@ from lert_ds.configuration_lert import LertConfig
 from lert_ds.machine import description
 from lert_ds.model_surgery import Cut, cut
 from lert_ds.modeling_lert import LertForPreTraining
-from prune.benchmark_columns import find_columns
-from prune.benchmark_inputs import Text
-from prune.benchmark_turns import Cell, measure, summarize, working
-from prune.scores import score
-from prune.vocabulary import VocabularyConfig, prune_vocabulary
+from prune.benchmark.columns import find_columns
+from prune.benchmark.inputs import Text
+from prune.benchmark.turns import Cell, measure, summarize, working
+from prune.importance.scores import score
+from prune.vocabulary.choice import VocabularyConfig, prune_vocabulary
 
 SHAPE = {
     "hidden_size": 256,

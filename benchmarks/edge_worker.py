@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from prune.benchmark_worker import Opener, serve
+from prune.benchmark.worker import Opener, serve
 
 
 def stock(path: str, precision: str | None) -> Opener:

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from machine import description
+from lert_ds.machine import description
 
 BIN = Path(sys.executable).parent
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from machine import description
+from lert_ds.machine import description
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

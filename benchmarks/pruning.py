@@ -28,12 +28,12 @@ import torch
 
 from lert_ds import model_dir
 from lert_ds.config import parse
-from lert_ds.edge_folder import GRAPHS
+from lert_ds.edge.folder import GRAPHS
 from lert_ds.files import write_json
 from lert_ds.machine import description
 from lert_ds.modeling_lert import LertForPreTraining
-from prune.benchmark_columns import find_columns
-from prune.benchmark_quality import HeldOut
+from prune.benchmark.columns import find_columns
+from prune.benchmark.quality import HeldOut
 from prune.prune_config import PruneRun
 from prune.run import prune
 
@@ -120,13 +120,8 @@ def curve_rows(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str
             arguments, scratch, here / "scratch" / "taught", f"teacher={arguments.model}"
         )
         alone = recover(arguments, scratch, here / "scratch" / "alone", "objective=pretraining")
-        call(
-            "export",
-            "export-int8",
-            f"model={recovered}",
-            f"output={here / 'edge'}",
-            "overwrite=true",
-        )
+        edge = here / "edge"
+        call("export", "export-int8", f"model={recovered}", f"output={edge}", "overwrite=true")
         models = {
             "recovered": recovered,
             "edge": edge,

@@ -32,8 +32,8 @@ from lert_ds.files import write_json
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
 from lert_ds.pretraining_objective import masked_logits
-from prune.pruner import TransformerPruner, importance
-from prune.textpruner_model import TransformerPruningConfig
+from prune.importance.pruner import TransformerPruner, importance
+from prune.importance.textpruner_model import TransformerPruningConfig
 
 BATCHES, SIZE = 16, 16
 STOCK = Path(__file__).with_name("textpruner_stock.py")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lert_ds import predictions
-from lert_ds.edge_folder import is_edge_folder
+from lert_ds.edge.folder import is_edge_folder
 from lert_ds.errors import UserError
 from lert_ds.predictions import Prediction
 
@@ -61,7 +61,7 @@ def _edge(arguments: argparse.Namespace) -> Fill:
             "CPU; leave --device out"
         )
     try:
-        from lert_ds.edge import EdgeModel
+        from lert_ds.edge.edge_model import EdgeModel
     except ModuleNotFoundError as error:
         if error.name not in ("onnxruntime", "tokenizers"):
             raise

@@ -18,8 +18,8 @@ from torch import Tensor
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.model_surgery import Cut, cut, expand
 from lert_ds.modeling_lert import LertForPreTraining
+from prune.importance.scores import Scores
 from prune.masks import PruningConfig, Totals, check, choose
-from prune.scores import Scores
 
 log = logging.getLogger(__name__)
 

@@ -101,9 +101,7 @@ def check_count(drop: int, count: int) -> None:
         ConfigError: says how many can go.
     """
     if drop >= count:
-        raise ConfigError(
-            f"drop_layers drops {drop} layers of {count}; at most {count - 1} can go"
-        )
+        raise ConfigError(f"drop_layers drops {drop} layers of {count}; at most {count - 1} can go")
 
 
 @torch.no_grad()

@@ -7,11 +7,11 @@ from pydantic import Field, model_validator
 
 from lert_ds.config import Config, Paths
 from lert_ds.data.masking import MaskingConfig
+from prune.importance.scoring import ScoringConfig
 from prune.layer_choice import Measure
 from prune.masks import PruningConfig
-from prune.scoring import ScoringConfig
-from prune.target import TargetConfig
-from prune.vocabulary import VocabularyConfig
+from prune.search.target import TargetConfig
+from prune.vocabulary.choice import VocabularyConfig
 
 
 class RepairConfig(Config):

@@ -28,12 +28,13 @@ from lert_ds.files import refuse_finished, write_json
 from lert_ds.model_surgery import Cut, cut, cut_config
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.train.engine import device, join_processes, leave_processes
-from prune import iterations, layer_choice, mask_file, masks, shape_search
+from prune import iterations, layer_choice, mask_file, masks
+from prune.importance.scorer import Scorer
 from prune.prune_config import PruneRun
 from prune.pruning_text import PruningText
 from prune.repair import repair
-from prune.scorer import Scorer
-from prune.vocabulary import PrunedVocabulary, VocabularyConfig, must_keep, prune_vocabulary
+from prune.search import shape_search
+from prune.vocabulary.choice import PrunedVocabulary, VocabularyConfig, must_keep, prune_vocabulary
 
 MASKS = "masks.safetensors"
 PRUNED_FROM = "pruned_from"

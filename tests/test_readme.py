@@ -10,8 +10,8 @@ from distill.run import DistillRun
 from lert_ds import cli, config
 from lert_ds.prepare import PrepareConfig
 from lert_ds.pretrain import PretrainRun
-from prune.benchmark import BenchmarkConfig
-from prune.export_onnx import ExportConfig
+from prune.benchmark.run import BenchmarkConfig
+from prune.export.run import ExportConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

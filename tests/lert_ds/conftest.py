@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lert_ds import model_dir
 from lert_ds.configuration_lert import LertConfig
-from lert_ds.edge_folder import GRAPHS
+from lert_ds.edge.folder import GRAPHS
 from lert_ds.modeling_lert import LertForPreTraining
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气很好，明再见。", "##ing", "go"]

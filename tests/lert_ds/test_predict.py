@@ -12,7 +12,7 @@ import pytest
 from transformers import BertConfig, BertForTokenClassification
 
 from lert_ds import cli, tokenizer_files
-from lert_ds.edge import EdgeModel
+from lert_ds.edge.edge_model import EdgeModel
 from lert_ds.predictions import columns_of, show
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气很好，明再见。", "##ing", "go"]
@@ -165,7 +165,7 @@ def test_an_edge_folder_runs_without_its_libraries_nowhere(
     tmp_path: Path, run: Run, write_edge: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_edge(tmp_path / "edge")
-    for name in ("lert_ds.edge", "lert_ds.edge_graph", "onnxruntime"):
+    for name in ("lert_ds.edge.edge_model", "lert_ds.edge.graph", "onnxruntime"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, _, err = run([str(folder), TEXTS[0]])

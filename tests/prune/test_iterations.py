@@ -17,9 +17,9 @@ from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError
 from lert_ds.model_surgery import Cut, cut, cut_config
 from lert_ds.modeling_lert import LertForPreTraining
+from prune.importance.scores import Scores
 from prune.iterations import prune_iteratively
 from prune.masks import PruningConfig
-from prune.scores import Scores
 
 with contextlib.redirect_stdout(io.StringIO()):  # a notice of a missing sentencepiece
     from textpruner import GeneralConfig, TransformerPruner, TransformerPruningConfig

@@ -139,7 +139,7 @@ def test_scores_are_kept_and_reused(
 ) -> None:
     scoring = {"method": "fisher", "instances": 16, "file": str(tmp_path / "scores.safetensors")}
     first = prune(prune_run(pruning=HALF | {"n_iters": 2}, scoring=scoring))
-    monkeypatch.setattr("prune.scoring.score", None)  # calling it would fail
+    monkeypatch.setattr("prune.importance.scoring.score", None)  # calling it would fail
     run = prune_run(pruning=HALF | {"n_iters": 2}, scoring=scoring, overwrite=True)
     assert prune(run)["held_out"] == first["held_out"]
     monkeypatch.undo()

@@ -1,0 +1,1 @@
+"""An edge folder at work, without torch."""

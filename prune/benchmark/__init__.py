@@ -1,0 +1,1 @@
+"""Model and edge folders side by side, measured in turns."""

@@ -1,0 +1,74 @@
+"""The PyTorch models of a benchmark: a model folder to what fills [MASK], as a runner of arrays."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lert_ds import model_dir
+from lert_ds.errors import ModelError
+from lert_ds.modeling_lert import LertForPreTraining
+from prune.benchmark.worker import Arrays, Opener, Runner
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load(folder: Path, precision: str) -> LertForPreTraining:
+    """Return the model of a folder with the heads that it has learnt, in evaluation mode.
+
+    Raises:
+        ModelError: it cannot be read, or it has no MLM head.
+    """
+    model, report = model_dir.load(folder, LertForPreTraining, dtype=DTYPES[precision])
+    random = set(report.random)
+    if "cls.predictions.transform.dense.weight" in random:
+        raise ModelError(
+            f"{folder}: it has no MLM head, and filling [MASK] is what is measured; name a "
+            "pre-trained model, not one that is fine-tuned for a task"
+        )
+    learnt = {
+        task: tags
+        for task, tags in (model.config.tag_sets or {}).items()
+        if f"cls.predictions.output_{task}.weight" not in random
+    }
+    model.set_tag_sets(learnt)
+    model.eval()
+    return model
+
+
+def opener(folder: Path, precision: str) -> Opener:
+    """Return what opens the model of a folder; it is read once, whatever the threads."""
+    models: list[LertForPreTraining] = []
+
+    def open_model(threads: int) -> Runner:
+        torch.set_num_threads(threads)
+        if not models:
+            models.append(load(folder, precision))
+        return runner(models[0])
+
+    return open_model
+
+
+def runner(model: LertForPreTraining) -> Runner:
+    """Return what runs `model` on arrays; its heads run on the masked positions alone.
+
+    A mask that masks nothing is left out, as in a training: attention then has its fastest kernel.
+    """
+
+    @torch.inference_mode()
+    def run(inputs: Arrays) -> Mapping[str, NDArray[np.float32]]:
+        mask = inputs["attention_mask"]
+        output: Any = model(
+            torch.from_numpy(inputs["input_ids"]),
+            attention_mask=None if mask.all() else torch.from_numpy(mask),
+            token_type_ids=torch.from_numpy(inputs["token_type_ids"]),
+            masked_positions=torch.from_numpy(inputs["masked_positions"]),
+        )
+        tags = {f"{task}_logits": logits for task, logits in output.tag_logits.items()}
+        found = {"logits": output.logits, **tags}
+        return {name: logits.float().numpy() for name, logits in found.items()}
+
+    return run

@@ -1,0 +1,1 @@
+"""Model folder to edge folder."""

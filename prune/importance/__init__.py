@@ -1,0 +1,1 @@
+"""How much heads and neurons matter."""

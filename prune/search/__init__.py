@@ -1,0 +1,1 @@
+"""The shape that meets a target."""

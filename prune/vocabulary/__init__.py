@@ -1,0 +1,1 @@
+"""A smaller vocabulary: its pieces, its tokenizer, what it costs."""
