@@ -40,6 +40,8 @@ from prune.run import prune
 SCORES = ("textpruner", "textpruner_logits", "gate_gradient", "fisher", "magnitude")
 SHARES = (0.75, 0.5, 0.25)
 ITERATIONS = (1, 4, 8)
+SIZES = ((0.75, 0.75), (0.5, 0.75), (0.5, 0.5), (0.25, 0.25))
+"""Of the curve: the share of the heads and neurons, and that of the pieces, which stay."""
 SEED = 1
 
 
@@ -101,7 +103,7 @@ def score_rows(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str
 def curve_rows(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield sizes and held-out losses of models pruned, recovered, quantized, and from scratch."""
     pieces = model_dir.read_config(arguments.model).vocab_size
-    for share, vocabulary in ((1.0, 0.75), (0.75, 0.75), (0.5, 0.75), (0.5, 0.5), (0.25, 0.5)):
+    for share, vocabulary in SIZES:
         here = folder / f"{share}-{vocabulary}"
         summary = prune_to(
             arguments,
@@ -160,7 +162,7 @@ def prune_to(
     }
     if share < 1:
         tree["pruning"] |= {
-            "target_num_of_heads": share * shape.num_attention_heads,
+            "target_num_of_heads": max(1, share * shape.num_attention_heads),
             "target_ffn_size": int(share * shape.intermediate_size),
             "head_even_masking": False,
             "ffn_even_masking": False,

@@ -12,6 +12,8 @@ from lert_ds.prepare import PrepareConfig
 from lert_ds.pretrain import PretrainRun
 from prune.benchmark.run import BenchmarkConfig
 from prune.export.run import ExportConfig
+from prune.prune_config import PruneRun
+from prune.recover import RecoverRun
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -20,6 +22,8 @@ CONFIGURED = {
     "prepare": PrepareConfig,
     "pretrain": PretrainRun,
     "distill": DistillRun,
+    "prune": PruneRun,
+    "recover": RecoverRun,
     "export": ExportConfig,
     "benchmark": BenchmarkConfig,
 }
