@@ -9,18 +9,21 @@ and without repair, in 1, 4 and 8 iterations, and says the held-out losses: noth
 `curve` prunes to several sizes, trains each again for `--steps` steps with the unpruned model as
 the teacher, exports it to int8, and trains a model of the very same shape from random weights by
 the same steps, teacher and data, beside one without any teacher. Everything goes through the
-commands that a user calls. Held-out losses charge a masked word that a vocabulary lacks with the
-logarithm of the whole one.
+commands that a user calls. `cost` times a batch of every score beside a training step (fp32, AdamW)
+of the same model and batches, in turns, by the processor's time. Held-out losses charge a masked
+word that a vocabulary lacks with the logarithm of the whole one.
 """
 
 import argparse
+import copy
 import itertools
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +31,18 @@ import torch
 
 from lert_ds import model_dir
 from lert_ds.config import parse
+from lert_ds.data.loader import evaluation_batches
+from lert_ds.data.masking import MaskingConfig
+from lert_ds.data.shards import Corpus
 from lert_ds.edge.folder import GRAPHS
 from lert_ds.files import write_json
 from lert_ds.machine import description
 from lert_ds.modeling_lert import LertForPreTraining
+from lert_ds.pretraining_objective import LipConfig, PretrainingObjective
 from prune.benchmark.columns import find_columns
 from prune.benchmark.quality import HeldOut
+from prune.importance import scoring
+from prune.importance.scoring import ScoringConfig
 from prune.prune_config import PruneRun
 from prune.run import prune
 
@@ -43,11 +52,12 @@ ITERATIONS = (1, 4, 8)
 SIZES = ((0.75, 0.75), (0.5, 0.75), (0.5, 0.5), (0.25, 0.25))
 """Of the curve: the share of the heads and neurons, and that of the pieces, which stay."""
 SEED = 1
+COST_BATCHES, COST_ROUNDS = 8, 5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["scores", "curve"])
+    parser.add_argument("part", choices=["scores", "curve", "cost"])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--corpus", nargs="+", required=True)
     parser.add_argument("--corpus-valid", required=True)
@@ -59,8 +69,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         rows = []
-        measure = score_rows if arguments.part == "scores" else curve_rows
-        for row in measure(arguments, folder):
+        parts = {"scores": score_rows, "curve": curve_rows, "cost": cost_rows}
+        for row in parts[arguments.part](arguments, folder):
             rows.append(row)
             print(json.dumps(row), flush=True)
             result = {
@@ -140,6 +150,46 @@ def curve_rows(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str
             "repaired": loss_of(summary, "repaired"),
             **losses(arguments, models),
             "bytes_int8": (edge / GRAPHS["int8"]).stat().st_size,
+        }
+
+
+def cost_rows(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the time of a batch of each score over that of a training step."""
+    torch.set_num_threads(1)
+    model, _ = model_dir.load(arguments.model)
+    corpus = Corpus([Path(name) for name in arguments.corpus])
+    batches = list(itertools.islice(evaluation_batches(corpus, MaskingConfig(), 16), COST_BATCHES))
+    tasks = model.config.tasks
+    trained = PretrainingObjective(copy.deepcopy(model), LipConfig(tasks=tasks), 1000)
+    optimizer = torch.optim.AdamW(trained.parameters(), 1e-4)
+    trained.train()
+
+    def train() -> None:
+        for batch in batches:
+            trained(batch, step=500).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def score(method: str) -> None:
+        settings = parse(ScoringConfig, {"method": method}, "benchmark")
+        scoring.score(model, batches, settings, tasks)
+
+    def seconds(work: Callable[[], None]) -> float:
+        started = time.process_time()
+        work()
+        return time.process_time() - started
+
+    train()
+    ratios: dict[str, list[float]] = {method: [] for method in SCORES}
+    for _ in range(COST_ROUNDS):
+        for method, found in ratios.items():
+            step = seconds(train)
+            found.append(seconds(lambda method=method: score(method)) / step)  # type: ignore[misc]
+    for method, found in ratios.items():
+        yield {
+            "score": method,
+            "of_a_training_step": statistics.median(found),
+            "range": [min(found), max(found)],
         }
 
 
