@@ -16,25 +16,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from lert_ds import cli, distributed, model_dir, tokenizer_files, training
 from lert_ds.config import dump
-from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ModelError
 from lert_ds.evaluation import evaluate
 from lert_ds.files import refuse_finished, write_json
-from lert_ds.model_surgery import Cut, cut, cut_config
+from lert_ds.model_surgery import Cut, cut
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.train.engine import device, join_processes, leave_processes
-from prune import iterations, layer_choice, mask_file, masks
+from prune import iterations, layer_choice, mask_file, prune_plan
 from prune.importance.scorer import Scorer
 from prune.prune_config import PruneRun
 from prune.pruning_text import PruningText
 from prune.repair import repair
 from prune.search import shape_search
-from prune.vocabulary.choice import PrunedVocabulary, VocabularyConfig, must_keep, prune_vocabulary
+from prune.vocabulary.choice import PrunedVocabulary, VocabularyConfig, prune_vocabulary
 
 MASKS = "masks.safetensors"
 PRUNED_FROM = "pruned_from"
@@ -55,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = cli.read_config(PruneRun, arguments)
     if arguments.dry_run:
         cli.print_config(config)
-        print("\n".join(_explain(config)))  # noqa: T201
+        print("\n".join(prune_plan.explain(config)))  # noqa: T201
         return
     with _processes():
         prune(config)
@@ -73,7 +69,7 @@ def prune(config: PruneRun) -> dict[str, Any]:
     started = time.perf_counter()
     source = model_dir.resolve(config.model)
     shape = model_dir.read_config(source)
-    given = _check(config, shape, source)
+    given = prune_plan.check(config, shape, source)
     text = PruningText.open(config, source, shape.max_position_embeddings)
     model = load(config.model).to(device())
     scorer = Scorer(config, text)
@@ -136,25 +132,6 @@ def _processes() -> Iterator[None]:
     finally:
         if not alone:
             leave_processes()
-
-
-def _check(config: PruneRun, shape: LertConfig, source: Path) -> Cut:
-    """Refuse what cannot be, before anything is read, and return what the configuration names."""
-    given = Cut()
-    count = shape.num_hidden_layers
-    if config.pruning.masks is not None:
-        given = mask_file.read_masks(config.pruning.masks, shape)
-    if isinstance(config.drop_layers, tuple):
-        if config.drop_layers:
-            layers = layer_choice.layers_without(config.drop_layers, count)
-            given = dataclasses.replace(given, layers=layers)
-    else:
-        layer_choice.check_count(config.drop_layers, count)
-    left = range(count - config.drop_layers) if isinstance(config.drop_layers, int) else None
-    masks.check(config.pruning, shape, given.layers or left)
-    if config.vocabulary is not None:
-        must_keep(tokenizer_files.load(source), config.vocabulary)
-    return given
 
 
 def _choose(
@@ -257,63 +234,6 @@ def _write(
     for line in _lines(summary):
         logger.info(line)
     logger.info("model: %s", folder)
-
-
-def _explain(config: PruneRun) -> Iterator[str]:
-    """Yield what --dry-run tells: what is left, as far as that is known before it runs."""
-    source = model_dir.resolve(config.model)
-    before = model_dir.read_config(source)
-    given = _check(config, before, source)
-    count = before.num_hidden_layers
-    if isinstance(config.drop_layers, int) and config.drop_layers:  # which does not matter here
-        given = dataclasses.replace(given, layers=tuple(range(count - config.drop_layers)))
-    if config.pruning.pruning_method == "iterative":
-        given = _as_many(config.pruning, before, given)
-    parameters = model_dir.count_parameters(before)
-    left = model_dir.count_parameters(cut_config(before, given))
-    yield f"{'parameters':<17} {parameters:,} → {left:,} ({left / parameters:.1%})"
-    if config.target is not None:
-        name, limit = config.target.name, config.target.limit
-        yield f"{'target':<17} {name} ≤ {limit:,g}: the numbers that meet it are searched"
-    if config.vocabulary is not None:
-        most = config.vocabulary.size
-        kept = "what is counted" if most is None else f"at most {most:,}"
-        yield f"{'vocabulary':<17} {before.vocab_size:,} pieces → {kept}, {before.hidden_size} each"
-
-
-def _as_many(asked: masks.PruningConfig, before: LertConfig, given: Cut) -> Cut:
-    """Return a cut that leaves as many heads and neurons as any scores would."""
-    numbers = range(before.num_hidden_layers)
-    layers = numbers if given.layers is None else given.layers
-    totals = masks.check(asked, before, given.layers)
-
-    def keep(sizes: list[int], total: int | None, **how: Any) -> list[Tensor] | None:
-        if total is None:
-            return None
-        found = [torch.ones(size, dtype=torch.bool) for size in sizes]
-        equal = [torch.ones(sizes[number]) for number in layers]
-        for number, mask in zip(layers, masks.choose(equal, total, **how), strict=True):
-            found[number] = mask
-        return found
-
-    heads = keep(
-        [before.heads_of(number) for number in numbers],
-        totals.heads,
-        even=asked.head_even_masking,
-        minimum=asked.minimum_heads,
-    )
-    neurons = keep(
-        [before.intermediate_size_of(number) for number in numbers],
-        totals.neurons,
-        even=asked.ffn_even_masking,
-        minimum=asked.minimum_neurons,
-        multiple_of=asked.multiple_of,
-    )
-    return Cut(
-        heads=None if heads is None else tuple(tuple(mask.tolist()) for mask in heads),
-        neurons=None if neurons is None else tuple(neurons),
-        layers=given.layers,
-    )
 
 
 def _lines(summary: dict[str, Any]) -> Iterator[str]:
