@@ -26,10 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "distill": ("distill.run", "teacher model and corpus to a smaller model, with TextBrewer"),
     "prune": ("prune.run", "model folder to a smaller one: heads, neurons, layers, vocabulary"),
     "recover": ("prune.recover", "pruned model and corpus to the same model, trained again"),
-    "export": ("prune.export.run", "model folder to graphs for the edge: ONNX or OpenVINO, fp32 and int8"),
+    "export": ("prune.export.run", "model folder to graphs for the edge, fp32 and int8"),
     "benchmark": ("prune.benchmark.run", "model and edge folders side by side, in one table"),
-    "predict": ("lert_ds.predict", "fill [MASK] and tag the masked words, with a model or edge folder"),
-    "report": ("lert_ds.report.run", "the curves of runs, the tables of benchmarks, as one HTML page"),
+    "predict": ("lert_ds.predict", "fill [MASK] and tag the masked words"),
+    "report": ("lert_ds.report.run", "runs and benchmarks as one HTML page"),
 }
 
 C = TypeVar("C", bound=config.Config)
