@@ -66,7 +66,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 test: $(READY)
-	$(BIN)/pytest -q $(PYTEST)
+	$(BIN)/pytest -q -n $(PROCESSES) --dist loadfile $(PYTEST)
 
 quickstart: $(READY)
 	@echo "1/8  raw text → corpus: words, parts of speech, entities"
