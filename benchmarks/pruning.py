@@ -52,7 +52,7 @@ ITERATIONS = (1, 4, 8)
 SIZES = ((0.75, 0.75), (0.5, 0.75), (0.5, 0.5), (0.25, 0.25))
 """Of the curve: the share of the heads and neurons, and that of the pieces, which stay."""
 SEED = 1
-COST_BATCHES, COST_ROUNDS = 8, 5
+COST_BATCHES, COST_ROUNDS = 3, 5
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     edge/
       onnx/model.onnx             fp32
-      onnx/model_quantized.onnx   int8 weights, activations quantized as they come
+      onnx/model_quantized.onnx   int8 layers, activations quantized as they come; tables as bytes
       config.json                 of model type bert: the graph holds the shape, readers need a name
       vocab.txt tokenizer.json tokenizer_config.json
       report.json                 sizes, how near each graph comes to PyTorch, and accuracies
@@ -231,9 +231,10 @@ def _explain(settings: ExportConfig) -> list[str]:
     lines = [f"{'head':<17} {head}", f"{'parameters':<17} {parameters:,}"]
     lines.append(f"{files['fp32']:<29} about {4 * parameters / 2**20:,.1f} MiB")
     if settings.int8:
-        # ONNX's int8 has the word embeddings twice: as a table, and turned as the decoder's matrix.
-        twice = shape.vocab_size * shape.hidden_size
-        own = parameters + (twice if head == "mlm" and settings.format == "onnx" else 0)
+        # ONNX's int8 has the word embeddings twice where every position is scored: as a table, and
+        # turned as the decoder's matrix.
+        twice = head == "mlm" and settings.format == "onnx" and not settings.masked_positions
+        own = parameters + (shape.vocab_size * shape.hidden_size if twice else 0)
         lines.append(f"{files['int8']:<29} about {own / 2**20:,.1f} MiB")
     return lines
 

@@ -12,14 +12,15 @@ from typing import Literal
 
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.model_dir import count_parameters
+from prune.export.blocks import blocks_of
 
 MIB = 2**20
 _TENSOR_NOTE_BYTES = 128
 """What a tensor's name and place take in the head of a safetensors file, at most."""
 _COLUMN_NOTE_BYTES = 5
-"""int8: the scale of a column of a matrix, fp32, and its zero."""
-_GRAPH_BYTES, _GRAPH_LAYER_BYTES = 34_000, 10_000
-"""int8: the nodes of a graph, and those of a layer, without weights."""
+"""int8: the scale of a column of a matrix, or of a block of a table, fp32, and its zero."""
+_GRAPH_LAYER_BYTES = 20_000
+"""int8: the nodes of a layer, without weights; those of the whole graph, shared out."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,10 @@ def parameter_cost(config: LertConfig) -> LinearCost:
 def size_cost(config: LertConfig, size_of: Literal["fp32", "int8"]) -> LinearCost:
     """Return the MiB (2^20 bytes) of the fp32 weights, or of the int8 graph that `export` writes.
 
-    The fp32 estimate is a few kB above the truth. That of int8 has a byte for each number of a
-    matrix, the decoder's own among them, and four for each of a vector.
+    The fp32 estimate is a few kB above the truth. That of int8 is of a graph with
+    masked_positions: a byte for each number of a layer's matrix or of a table, which the decoder
+    shares, and four for each of a vector or of a head. A graph that scores every position has a
+    second table.
     """
     counted = parameter_cost(config)
     if size_of == "fp32":
@@ -89,24 +92,20 @@ def size_cost(config: LertConfig, size_of: Literal["fp32", "int8"]) -> LinearCos
         )
     hidden, size = config.hidden_size, head_size_of(config)
     note = _COLUMN_NOTE_BYTES
-    classes = sum(len(tags) for tags in (config.tag_sets or {}).values())
-    # Of what is counted as fixed, these are vectors: of the embeddings' LayerNorm, the transform
-    # and its LayerNorm, and the linguistic heads.
-    vectors = 2 * hidden + 3 * hidden + classes
+    row = hidden + note * blocks_of(hidden)
+    positions = config.max_position_embeddings
     return LinearCost(
         "size_mb",
         (
-            counted.fixed
-            + 3 * vectors
-            + note * (hidden + classes)
-            + 8 * config.max_position_embeddings  # their numbers, int64
-            + _GRAPH_BYTES
+            # Of what is fixed, all is fp32 (the segments, the heads) but the table of positions;
+            # their numbers are there too, int64.
+            4 * (counted.fixed - positions * hidden) + positions * (row + 8)
         )
         / MIB,
         (4 * 6 * hidden + 2 * note * hidden + _GRAPH_LAYER_BYTES) / MIB,
         (_head_weights(config) + 3 * size * (4 + note)) / MIB,
         (2 * hidden + 4 + note) / MIB,
-        (2 * hidden + 4 + note) / MIB,
+        (row + 4) / MIB,
     )
 
 

@@ -68,17 +68,34 @@ def test_the_table_of_words_is_kept_once_in_fp32(program: onnx_ir.Model) -> None
     assert sum(PIECES in value.const_value.shape for value in matrices(program)) == 1
 
 
-def test_every_matrix_becomes_int8(program: onnx_ir.Model) -> None:
+def shapes_of(program: onnx_ir.Model, kind: onnx_ir.DataType, rank: int) -> list[tuple[int, ...]]:
+    values = [value.const_value for value in program.graph.initializers.values()]
+    shapes = [tuple(value.numpy().shape) for value in values if value and value.dtype == kind]
+    return sorted(shape for shape in shapes if len(shape) == rank)
+
+
+def test_what_runs_at_every_position_becomes_int8(program: onnx_ir.Model) -> None:
     before = Counter(node.op_type for node in program.graph.all_nodes())
+    few = "masked_positions" in {value.name for value in program.graph.inputs}
     quantized = onnx_graph.quantize(program)
-    types = {value.const_value.dtype for value in matrices(quantized)}
-    assert onnx_ir.DataType.FLOAT not in types
+    segments, transform, tags = (2, 32), (32, 32), (32, 3)
+    heads = [transform, tags] if few else []
+    fp32 = shapes_of(quantized, onnx_ir.DataType.FLOAT, 2)
+    assert fp32 == sorted([segments, *heads])
+    # The words and the positions; the words once more where every position is scored.
+    assert shapes_of(quantized, onnx_ir.DataType.UINT8, 3) == [
+        *((size, 1, part) for size in (24, PIECES) for part in (1, 32))
+    ]
+    int8 = shapes_of(quantized, onnx_ir.DataType.INT8, 2)
+    assert sum(PIECES in shape for shape in int8) == (not few)
     counts = Counter(node.op_type for node in quantized.graph.all_nodes())
-    # Decoder, transform, tags, two of the feed-forward, and attention's in or out: packed or not.
-    assert counts["MatMulInteger"] >= 6
+    # Two of the feed-forward, attention's in and out, packed or not; decoder, transform and tags.
+    assert counts["MatMulInteger"] == len(int8) == (6 if few else 7)
     assert not counts["Gemm"] + counts["FusedMatMul"]
-    assert counts["MatMul"] == 2  # of activations: scores and their sum over values
-    assert sum(PIECES in value.const_value.shape for value in matrices(quantized)) == 2
+    # Of activations: scores and their sum over values; and the heads.
+    assert counts["MatMul"] == (5 if few else 2)
+    assert counts["InstanceNormalization"] == (3 if few else 4)
+    assert counts["LayerNormalization"] + counts["SkipLayerNormalization"] == few
     assert Counter(node.op_type for node in program.graph.all_nodes()) == before
     zeros = [
         value.const_value.numpy()
@@ -176,3 +193,16 @@ def test_equals_pytorch_at_any_length_and_batch(
                 assert found[name].shape == logits.shape
                 error = relative_error(found[name], logits.numpy())
                 assert error < most, (graph, name, batch, length, error)
+
+
+@pytest.mark.parametrize("graph", ["fp32", "int8"])
+def test_nothing_masked_is_nothing_scored(
+    uneven: tuple[LertForPreTraining, dict[str, Graph]], graph: str
+) -> None:
+    texts = np.ones((2, 5), np.int64)
+    inputs = {"input_ids": texts, "attention_mask": texts, "token_type_ids": 0 * texts}
+    found = uneven[1][graph].run({**inputs, "masked_positions": np.zeros(0, np.int64)})
+    assert {name: logits.shape for name, logits in found.items()} == {
+        "logits": (0, 50),
+        "pos_logits": (0, 3),
+    }
