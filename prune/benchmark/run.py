@@ -9,7 +9,7 @@
     benchmark/summary.json  every figure behind it, the configuration, the machine
 
 What is timed is the filling of [MASK]s in real text. Each column runs in a process of its own, and
-they take turns (`benchmark_turns.py`). PyTorch scores the vocabulary at the [MASK]s alone, and so
+they take turns (`turns.py`). PyTorch scores the vocabulary at the [MASK]s alone, and so
 does a graph that was exported with masked_positions; other graphs score every position.
 """
 

@@ -15,8 +15,8 @@ both graphs, int64 [batch, length]:
 alone. Outputs: `logits` and, of a model with linguistic heads, `<task>_logits`.
 
 The graphs come from `transformers.exporters`. What is written has been run and compared with
-PyTorch on padded batches (`export_check.py`) and, where asked, on texts whose answers are known
-(`export_accuracy.py`); beyond the tolerance nothing is written.
+PyTorch on padded batches (`check.py`) and, where asked, on texts whose answers are known
+(`accuracy.py`); beyond the tolerance nothing is written.
 """
 
 import argparse
