@@ -120,7 +120,7 @@ def add_config_arguments(
         action="store_true",
         help="print the resolved configuration and the arithmetic, and stop",
     )
-    parser.set_defaults(config_class=cls, preset_folder=preset_folder)
+    parser.set_defaults(config_class=cls, preset_folder=preset_folder, command=command)
     parser.epilog = f"presets: {presets}\n\nkeys (key=default):\n{config.describe(cls)}"
 
 
@@ -139,7 +139,7 @@ def add_training_arguments(
 
 def read_config(cls: type[C], arguments: argparse.Namespace) -> C:
     """Return the configuration that the arguments name."""
-    path = config.find(arguments.config, [arguments.preset_folder])
+    path = config.find(arguments.config, [arguments.preset_folder], arguments.command)
     return config.load(cls, path, arguments.overrides)
 
 

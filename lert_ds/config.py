@@ -37,8 +37,11 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_as_several)]
 """One name or a list of them."""
 
 
-def find(name: str, preset_folders: Iterable[Path]) -> Path:
-    """Return the file that `name` stands for: a path to a TOML file, or the name of a preset."""
+def find(name: str, preset_folders: Iterable[Path], command: str = "") -> Path:
+    """Return the file that `name` stands for: a path to a TOML file, or the name of a preset.
+
+    Where there is none, the presets that are told are those of `command`.
+    """
     folders = list(preset_folders)
     if name.endswith(".toml"):
         path = Path(name)
@@ -48,7 +51,7 @@ def find(name: str, preset_folders: Iterable[Path]) -> Path:
     for folder in folders:
         if (path := folder / f"{name}.toml").is_file():
             return path
-    presets = sorted(path.stem for folder in folders for path in folder.glob("*.toml"))
+    presets = sorted(path.stem for folder in folders for path in folder.glob(f"{command}*.toml"))
     raise ConfigError(
         f"{name}: neither a .toml file nor a preset{_nearest(name, presets)}; "
         f"the presets are {', '.join(presets)}"
@@ -117,7 +120,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text  # a bare word or a path: TOML would ask for quotes, which the shell eats
+        # null, which TOML lacks, takes back what a preset sets. Else it is a bare word or a path:
+        # TOML would ask for quotes, which the shell eats.
+        value = None if text == "null" else text
     *parents, leaf = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})

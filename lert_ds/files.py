@@ -54,8 +54,11 @@ def write_whole_folder(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
         for path in temporary.rglob("*"):
             if path.is_file():
+                path.chmod(0o666 & ~mask)  # safetensors writes files that others may not read
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
             else:
@@ -79,6 +82,21 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def refuse_unwritable(path: Path, key: str) -> None:
+    """Refuse a file or folder that could not be written, before the work that it is to hold.
+
+    Raises:
+        ConfigError: names `key` and what is in the way.
+    """
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    if place != path.absolute() and not place.is_dir():
+        raise ConfigError(f"{key} = {path}: {place} is a file; name another place")
+    if not os.access(place, os.W_OK):
+        raise ConfigError(f"{key} = {path}: {place} cannot be written to; name another place")
+
+
 def refuse_finished(folder: Path, result: str, overwrite: bool) -> None:
     """Refuse to write over the finished result `folder / result` unless `overwrite`.
 
@@ -87,6 +105,7 @@ def refuse_finished(folder: Path, result: str, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output = {folder}: it is a file; name a folder")
+    refuse_unwritable(folder, "output")
     if (folder / result).exists() and not overwrite:
         raise ConfigError(
             f"output = {folder}: it holds a finished result ({result}); "

@@ -42,7 +42,7 @@ class TrainingRun(Config):
     """Corpus folders to evaluate on; by default the held_out folders of the corpus."""
     deepspeed: Path = Path("ds_configs/zero1_bf16.json")
     """DeepSpeed's JSON: ZeRO stage, offload, precision, communication."""
-    seed: int = Field(20221110, ge=0)
+    seed: int = Field(20221110, ge=0, lt=2**63)
     """Of the first weights, the order of instances, their masks and dropout."""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the newest checkpoint in the output folder; never: start from step 0."""

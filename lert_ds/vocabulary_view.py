@@ -4,7 +4,8 @@
     read as  [CLS] 今  天 [UNK] 羽 [SEP]      ids of the smaller one: 铩 is gone from it
 
 So a pruned model trains and is measured on the corpora that are there; nothing is prepared anew.
-Words, tags and the places that are masked stay the same.
+Words, tags and the places that are masked stay the same; what has become [UNK] is not predicted
+(`evaluation_batches` can do so, to compare models of several vocabularies).
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ def in_vocabulary_of(corpus: Corpus, folder: Path) -> Corpus:
     Raises:
         ModelError: that tokenizer has pieces that the corpus's lacks, or there is none.
     """
+    assert not corpus.is_renumbered, "a view of a view: open the corpus itself"
     source = corpus.folders[0]
     ids = places(source, folder)
     if ids is None:

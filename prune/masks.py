@@ -133,7 +133,7 @@ def _total(
     if average is None:
         return None
     total = round(average * len(sizes))
-    asked = f"{key} = {average:g} asks for {total} in {len(sizes)} layers"
+    asked = f"pruning.{key} = {average:g} asks for {total} in {len(sizes)} layers"
     if total > sum(sizes):
         raise ConfigError(
             f"{asked}, but they have {sum(sizes)}; ask for at most {sum(sizes) / len(sizes):g}"
@@ -141,7 +141,7 @@ def _total(
     least = sum(min(-(-fewest // multiple) * multiple, size) for size in sizes)
     if total < least:
         raise ConfigError(
-            f"{asked}, but by {minimum_key} = {fewest} they keep {least}; ask for at least "
+            f"{asked}, but by pruning.{minimum_key} = {fewest} they keep {least}; ask for at least "
             f"{least / len(sizes):g}, or lower {minimum_key}"
         )
     return total

@@ -42,7 +42,7 @@ class PruneRun(Config):
     """How many of corpus_valid are read."""
     masking: MaskingConfig = MaskingConfig()
     """Which tokens are predicted where losses are measured."""
-    seed: int = Field(20221110, ge=0)
+    seed: int = Field(20221110, ge=0, lt=2**63)
     """Of the sample of instances and of their masks."""
     drop_layers: Annotated[int, Field(ge=0)] | Annotated[tuple[int, ...], Field(strict=False)] = ()
     """Whole layers to drop: how many, or a list of which, counted from 1."""
@@ -57,7 +57,8 @@ class PruneRun(Config):
     repair: RepairConfig = RepairConfig()
     """Refitting what is left."""
     target: TargetConfig | None = None
-    """A size or a speed to reach, in the place of numbers of heads, neurons and layers."""
+    """A size or a speed to reach, in the place of numbers of heads, neurons and layers, which may
+    then differ from layer to layer; up to half of the layers go."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -71,6 +72,11 @@ class PruneRun(Config):
                     "target finds the numbers of heads, neurons and layers itself; leave out "
                     "pruning.target_num_of_heads, pruning.target_ffn_size, pruning.masks and "
                     "drop_layers, or target"
+                )
+            if asked.n_iters > 1 or asked.pruning_order is not None:
+                raise ValueError(
+                    "target: what is left is searched at once, by the scores of the whole model; "
+                    "leave out pruning.n_iters and pruning.pruning_order"
                 )
             scored = True
         reads = {

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lert_ds import model_dir, tokenizer_files
 from lert_ds.configuration_lert import LertConfig
+from lert_ds.files import refuse_unwritable
 from lert_ds.model_surgery import Cut, cut_config
 from prune import layer_choice, mask_file, masks
 from prune.prune_config import PruneRun
@@ -27,6 +28,9 @@ def check(config: PruneRun, shape: LertConfig, source: Path) -> Cut:
     Raises:
         ConfigError: names the key that asks for what the model does not have.
     """
+    for key, path in (("scoring.file", config.scoring.file), ("target.table", _table(config))):
+        if path is not None:
+            refuse_unwritable(path, key)
     given = Cut()
     count = shape.num_hidden_layers
     if config.pruning.masks is not None:
@@ -44,6 +48,10 @@ def check(config: PruneRun, shape: LertConfig, source: Path) -> Cut:
     return given
 
 
+def _table(config: PruneRun) -> Path | None:
+    return None if config.target is None else config.target.table
+
+
 def explain(config: PruneRun) -> Iterator[str]:
     """Yield what --dry-run tells: what is left, as far as that is known before it runs."""
     source = model_dir.resolve(config.model)
@@ -56,14 +64,17 @@ def explain(config: PruneRun) -> Iterator[str]:
         given = _as_many(config.pruning, before, given)
     parameters = model_dir.count_parameters(before)
     left = model_dir.count_parameters(cut_config(before, given))
-    yield f"{'parameters':<17} {parameters:,} → {left:,} ({left / parameters:.1%})"
-    if config.target is not None:
+    if config.target is None:
+        yield f"{'parameters':<17} {parameters:,} → {left:,} ({left / parameters:.1%})"
+    else:
         name, limit = config.target.name, config.target.limit
+        yield f"{'parameters':<17} {parameters:,}"
         yield f"{'target':<17} {name} ≤ {limit:,g}: the numbers that meet it are searched"
     if config.vocabulary is not None:
         most = config.vocabulary.size
         kept = "what is counted" if most is None else f"at most {most:,}"
-        yield f"{'vocabulary':<17} {before.vocab_size:,} pieces → {kept}, {before.hidden_size} each"
+        each = f"{before.hidden_size + 1} parameters each, beside those above"
+        yield f"{'vocabulary':<17} {before.vocab_size:,} pieces → {kept}, {each}"
 
 
 def _as_many(asked: masks.PruningConfig, before: LertConfig, given: Cut) -> Cut:

@@ -29,7 +29,9 @@ class PruningText:
 
     config: PruneRun
     train: Corpus | None
+    """In the vocabulary of the model to prune."""
     valid: Corpus | None
+    """In its own: `held_out` reads it in that of a model."""
 
     @classmethod
     def open(cls, config: PruneRun, source: Path, positions: int) -> "PruningText":
@@ -55,7 +57,7 @@ class PruningText:
         return cls(
             config,
             None if train is None else in_vocabulary_of(train, source),
-            None if valid is None else in_vocabulary_of(valid, source),
+            valid,
         )
 
     @property
@@ -98,6 +100,7 @@ class PruningText:
             BATCH_SIZE,
             rank=distributed.rank(),
             world_size=processes,
+            with_missing=True,
         )
         whole = math.log(self.valid.manifest.vocabulary_size)
         return itertools.islice(batches, mine), Missing(corpus.manifest.special_ids["unk"], whole)
@@ -114,7 +117,7 @@ class PruningText:
             raise ConfigError("corpus = []: there is nothing to read; name a corpus folder")
         size = len(self.train)
         processes, rank = (distributed.world_size(), distributed.rank()) if divided else (1, 0)
-        batch_size = min(batch_size, size)
+        batch_size = min(batch_size, instances, size)
         batches = -(-min(instances, size) // batch_size)
         micro_batches = MicroBatches(
             corpus_size=size,

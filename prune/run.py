@@ -9,6 +9,7 @@ Read with `prune_config.py` (what can be asked), `iterations.py` (the steps), `r
 import argparse
 import dataclasses
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,7 +31,12 @@ from prune.prune_config import PruneRun
 from prune.pruning_text import PruningText
 from prune.repair import repair
 from prune.search import shape_search
-from prune.vocabulary.choice import PrunedVocabulary, VocabularyConfig, prune_vocabulary
+from prune.vocabulary.choice import (
+    PrunedVocabulary,
+    VocabularyConfig,
+    count,
+    prune_vocabulary,
+)
 
 MASKS = "masks.safetensors"
 PRUNED_FROM = "pruned_from"
@@ -75,9 +81,11 @@ def prune(config: PruneRun) -> dict[str, Any]:
     scorer = Scorer(config, text)
     search: dict[str, Any] = {}
     vocabulary_config = _vocabulary_config(config, text)
+    # Counted first: what is wrong with the text is told before the long scoring.
+    counts = None if vocabulary_config is None else count(source, vocabulary_config)
     if config.target is not None:
         chosen, vocabulary_config, search = shape_search.find(
-            config, model, source, text, scorer, vocabulary_config
+            config, model, source, text, scorer, vocabulary_config, counts
         )
     else:
         chosen = _choose(config, model, text, scorer, given)
@@ -85,11 +93,11 @@ def prune(config: PruneRun) -> dict[str, Any]:
         tokenizer, vocabulary = source, None
         if vocabulary_config is not None:
             tokenizer = Path(folder) / "tokenizer"
-            vocabulary = prune_vocabulary(source, vocabulary_config, tokenizer)
+            vocabulary = prune_vocabulary(source, vocabulary_config, tokenizer, counts)
             chosen = dataclasses.replace(chosen, pieces=vocabulary.pieces)
         smaller, held_out = _make(config, model, chosen, text, source, tokenizer)
         summary = {
-            "model": config.model,
+            PRUNED_FROM: config.model,
             **_facts(model, smaller, chosen),
             "vocabulary": _vocabulary_facts(vocabulary),
             "held_out": held_out,
@@ -224,13 +232,13 @@ def _write(
     config: PruneRun, smaller: LertForPreTraining, chosen: Cut, tokenizer: Path,
     summary: dict[str, Any],
 ) -> None:  # fmt: skip
+    folder = config.output / "model"
+    shutil.rmtree(folder, ignore_errors=True)  # an old result; the model, written last, is the new
     config.output.mkdir(parents=True, exist_ok=True)
     write_json(config.output / "config.json", dump(config))
     mask_file.write_masks(config.output / MASKS, chosen)
-    folder = config.output / "model"
-    record = {**summary, PRUNED_FROM: config.model, "config": dump(config)}
-    model_dir.save(smaller.cpu(), tokenizer, folder, record)
     write_json(config.output / "summary.json", {**summary, "model": str(folder)})
+    model_dir.save(smaller.cpu(), tokenizer, folder, {**summary, "config": dump(config)})
     for line in _lines(summary):
         logger.info(line)
     logger.info("model: %s", folder)

@@ -50,6 +50,8 @@ class Collator:
     masking: MaskingConfig
     vocabulary: VocabularyFacts
     seed: int
+    with_missing: bool = False
+    """Also predict words that a pruned vocabulary has no piece for: their label is [UNK]."""
 
     def collate(self, samples: Samples) -> Batch:
         """Return the instances of `samples`, masked."""
@@ -58,7 +60,12 @@ class Collator:
             instance = self.corpus[index]
             generator = instance_generator(self.seed, epoch, index)
             instances.append(instance)
-            masked.append(mask(instance, generator, self.masking, self.vocabulary))
+            row = mask(instance, generator, self.masking, self.vocabulary)
+            if self.corpus.is_renumbered and not self.with_missing:
+                # To learn [UNK] would be to learn to say nothing.
+                known = row.labels != self.vocabulary.special_ids["unk"]
+                row = row._replace(positions=row.positions[known], labels=row.labels[known])
+            masked.append(row)
         return assemble(instances, masked, self.vocabulary.pad_id)
 
     def collate_unmasked(self) -> Batch:
@@ -180,8 +187,11 @@ def evaluation_batches(
     world_size: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
+    with_missing: bool = False,
 ) -> Iterator[Batch]:
     """Yield one rank's share of a corpus, each instance once, in order, with the same masks always.
+
+    With `with_missing` words that a pruned vocabulary lacks are among the labels, as [UNK].
 
     Every rank yields as many batches; where its share has run out they have one row and nothing to
     predict, so sums over masked positions count each instance once for any number of ranks.
@@ -189,16 +199,18 @@ def evaluation_batches(
     Raises:
         CorpusError: the corpus is empty or damaged.
     """
-    collator = _collator(corpus, masking, EVALUATION_SEED)
+    collator = _collator(corpus, masking, EVALUATION_SEED, with_missing)
     ranges = in_order(len(corpus), micro_batch_size, rank, world_size)
     items = _load(_EvaluationSet(collator, ranges), range(len(ranges)), workers, pin_memory)
     return (cast(Batch, item) for item in items)
 
 
-def _collator(corpus: Corpus, masking: MaskingConfig, seed: int) -> Collator:
+def _collator(
+    corpus: Corpus, masking: MaskingConfig, seed: int, with_missing: bool = False
+) -> Collator:
     if not len(corpus):
         raise CorpusError(f"{corpus.folders[0]}: this corpus has no instance; prepare more text")
-    return Collator(corpus, masking, VocabularyFacts.of(corpus.manifest), seed)
+    return Collator(corpus, masking, VocabularyFacts.of(corpus.manifest), seed, with_missing)
 
 
 def _load(

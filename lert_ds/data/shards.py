@@ -192,6 +192,11 @@ class Corpus:
         return other
 
     @property
+    def is_renumbered(self) -> bool:
+        """Whether it is read in another vocabulary, where [UNK] may stand for what that lacks."""
+        return self._new_ids is not None
+
+    @property
     def tag_sets(self) -> TagSets:
         """The tag sets that the classes refer to."""
         return self.manifest.tag_sets

@@ -95,7 +95,7 @@ class HeldOut:
         }
 
     def _batches(self, corpus: Corpus) -> Iterator[Batch]:
-        batches = evaluation_batches(corpus, MaskingConfig(), BATCH_SIZE)
+        batches = evaluation_batches(corpus, MaskingConfig(), BATCH_SIZE, with_missing=True)
         return itertools.islice(batches, self._batch_count)
 
 

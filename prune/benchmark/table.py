@@ -89,7 +89,7 @@ def _notes(record: Record) -> Iterator[str]:
     if (held_out := record["held_out"]) is not None:
         yield (
             f"Held out: {held_out['instances']:,} instances of {held_out['length']} tokens; pieces "
-            "that a vocabulary lacks are [UNK], as labels too (MLM unknown share)."
+            "that a vocabulary lacks count as missed (MLM unknown share)."
         )
 
 

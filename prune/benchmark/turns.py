@@ -16,7 +16,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from lert_ds.errors import UserError
-from prune.benchmark.worker import ANSWERS, Arrays, Failure
+from prune.benchmark.failure import Failure
+from prune.benchmark.worker import ANSWERS, Arrays
 
 Timings = list[list[float]]
 """Rounds of calls: wall time in seconds of each."""

@@ -20,13 +20,14 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lert_ds.edge.edge_model import EdgeModel, GraphName
 from lert_ds.errors import UserError
+from prune.benchmark.failure import Failure
 
 Arrays = Mapping[str, NDArray[Any]]
 Runner = Callable[[Arrays], Mapping[str, NDArray[np.float32]]]
@@ -39,13 +40,6 @@ Opener = Callable[[int], Runner]
 
 ANSWERS = "LERT_DS_ANSWERS"
 """Environment variable: the number of the pipe for the answers; libraries print where they like."""
-
-
-class Failure(NamedTuple):
-    """An answer that is an exception: the user's to mend, or ours."""
-
-    message: str
-    is_user_error: bool
 
 
 class Session:

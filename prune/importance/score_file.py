@@ -78,22 +78,24 @@ def read(path: Path, mark: str) -> Scores | None:
         with safe_open(path, "pt") as file:
             facts = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        if facts["format"] != FORMAT:
+            raise ValueError(facts["format"])
+        layers = range(len(tensors) // 2)
+        scores = Scores(
+            method=facts["method"],
+            heads=tuple(tensors[f"heads.{number}"] for number in layers),
+            neurons=tuple(tensors[f"neurons.{number}"] for number in layers),
+            examples=int(facts["examples"]),
+        )
+        known = facts["fingerprint"] == mark
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ModelError(
             f"{path}: no file of scores ({error}); delete it or name another"
         ) from error
-    if facts.get("format") != FORMAT:
-        raise ModelError(f"{path}: no file of scores; delete it or name another")
-    if facts["fingerprint"] != mark:
+    if not known:
         log.info("%s: scores of another model, corpus or setting; made again", path)
         return None
-    layers = range(len(tensors) // 2)
-    return Scores(
-        method=facts["method"],
-        heads=tuple(tensors[f"heads.{number}"] for number in layers),
-        neurons=tuple(tensors[f"neurons.{number}"] for number in layers),
-        examples=int(facts["examples"]),
-    )
+    return scores
 
 
 def reuse(path: Path, mark: str, make: Callable[[], Scores], device: torch.device) -> Scores:

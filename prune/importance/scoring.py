@@ -35,7 +35,7 @@ class ScoringConfig(Config):
     precision: Precision = "fp32"
     """What matrices are multiplied in; scores are added up in fp32 either way. Of
     `textpruner_logits` only what the model is compared with is in this precision."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**62)
     """Of the labels that `fisher` draws."""
     instances: int = Field(512, ge=1)
     """How many masked instances are read, in all processes together."""

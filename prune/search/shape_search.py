@@ -27,7 +27,7 @@ from prune.prune_config import PruneRun
 from prune.pruning_text import PruningText
 from prune.repair import repair
 from prune.search import target
-from prune.vocabulary.choice import VocabularyConfig, choose, count, must_keep
+from prune.vocabulary.choice import Counts, VocabularyConfig, choose, must_keep
 
 REPAIR_INSTANCES = 128
 """Enough to tell candidates apart; the one that is taken is refitted by all."""
@@ -56,6 +56,7 @@ def find(
     text: PruningText,
     scorer: Scorer,
     vocabulary: VocabularyConfig | None,
+    counts: Counts | None,
 ) -> Found:
     """Return the shape within the target of a run that has the least loss on text.
 
@@ -68,6 +69,7 @@ def find(
         text: To score, choose, repair and try by.
         scorer: Of heads and neurons.
         vocabulary: Says which pieces may stay; None: all do.
+        counts: How often each piece occurs; needed with `vocabulary`.
 
     Raises:
         ConfigError: no shape meets the target.
@@ -77,7 +79,7 @@ def find(
     cost = target.cost_of(config.target, shape)
     layers = shape.num_hidden_layers
     gone = layer_choice.drop_order(model, text.layer_batches(), layers // 2, config.drop_layers_by)
-    pieces = _pieces(source, vocabulary)
+    pieces = _pieces(source, vocabulary, counts)
     found = target.candidates(
         shape,
         scorer(model),
@@ -151,12 +153,14 @@ def _loss(
     return evaluate(model, batches, {}, Missing(unknown_id, math.log(whole)))["mlm/loss"]
 
 
-def _pieces(source: Path, vocabulary: VocabularyConfig | None) -> dict[int, Tensor] | None:
+def _pieces(
+    source: Path, vocabulary: VocabularyConfig | None, counts: Counts | None
+) -> dict[int, Tensor] | None:
     """Return the pieces that may stay, int64, rising, by how many they are."""
     if vocabulary is None:
         return None
+    assert counts is not None
     tokenizer = tokenizer_files.load(source)
-    counts = count(source, vocabulary)
     most = len(choose(tokenizer, counts, vocabulary))
     least = len(must_keep(tokenizer, vocabulary))
     found = {}

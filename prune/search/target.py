@@ -186,7 +186,8 @@ def candidates(
         spent, shape_told = min(smallest)
         raise ConfigError(
             f"{cost.name} = {limit:g}: no shape meets that; the smallest there is has {spent:.6g}, "
-            f"with {shape_told}: ask for more, or let more layers or pieces go"
+            f"with {shape_told}: ask for more, lower pruning.minimum_heads or "
+            "pruning.minimum_neurons, or prune the vocabulary too"
         )
     return _trimmed(list(by_size.values()), most)
 

@@ -103,13 +103,16 @@ class PrunedVocabulary:
     """None where no held-out text was named."""
 
 
-def prune_vocabulary(source: Path, config: VocabularyConfig, target: Path) -> PrunedVocabulary:
+def prune_vocabulary(
+    source: Path, config: VocabularyConfig, target: Path, counts: Counts | None = None
+) -> PrunedVocabulary:
     """Choose the pieces that stay, write the tokenizer of them to `target`, measure the coverage.
 
     Args:
         source: A model folder, whose tokenizer is pruned.
         config: Says by which text.
         target: Folder that `lert_ds.model_dir.save` takes as `tokenizer_folder`.
+        counts: Those of `count`, where they are known already.
 
     Raises:
         ConfigError: of `config`; see `count` and `choose`.
@@ -119,7 +122,7 @@ def prune_vocabulary(source: Path, config: VocabularyConfig, target: Path) -> Pr
     # What is wrong with these is told before the counting, which may take long.
     must_keep(tokenizer, config)
     held_out = _held_out(source, tokenizer, config)
-    pieces = choose(tokenizer, count(source, config), config)
+    pieces = choose(tokenizer, count(source, config) if counts is None else counts, config)
     pruned = pruned_tokenizer.save(source, pieces, target)
     coverage = None if held_out is None else measure(tokenizer, pruned, pieces, held_out)
     return PrunedVocabulary(pieces, coverage)
@@ -138,6 +141,7 @@ def count(source: Path, config: VocabularyConfig) -> Counts:
             "input = [] and corpus = []: name text files or corpus folders to count pieces in"
         )
     tokenizer = tokenizer_files.load(source)
+    _held_out(source, tokenizer, config)  # what is wrong with it is told before the long counting
     size = id_count(tokenizer)
     counts = np.zeros(size, np.int64)
     lines = read_lines(config.input, "input") if config.input else iter(())
@@ -204,10 +208,15 @@ def must_keep(tokenizer: Any, config: VocabularyConfig) -> set[int]:
         sorted(kept - pruned_tokenizer.always_kept(tokenizer))
     ):
         kept.update(alphabet.of(piece))
+    if config.size is not None and config.size <= len(pruned_tokenizer.always_kept(tokenizer)):
+        raise ConfigError(
+            f"vocabulary.size = {config.size}: special tokens take all of them, and no piece would "
+            "be left; raise it"
+        )
     if config.size is not None and len(kept) > config.size:
         raise ConfigError(
-            f"size = {config.size}: special tokens, keep_groups, keep and keep_file take "
-            f"{len(kept)} pieces; raise size to {len(kept)} or more, or keep fewer"
+            f"vocabulary.size = {config.size}: special tokens, keep_groups, keep and keep_file "
+            f"take {len(kept)} pieces; raise size to {len(kept)} or more, or keep fewer"
         )
     return kept
 

@@ -237,6 +237,19 @@ def test_an_unknown_preset_is_refused_with_the_nearest(tmp_path: Path) -> None:
         caught.value
     )
     assert "the presets are prepare, train-small" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"the presets are train-small$"):
+        config.find("train-smal", [tmp_path], "train")
+
+
+def test_null_takes_back_what_a_file_sets(tmp_path: Path) -> None:
+    class Limited(Config):
+        limit: int | None = 3
+        """Of something."""
+
+    path = tmp_path / "a.toml"
+    path.write_text("limit = 5\n", "utf-8")
+    assert config.load(Limited, path, ["limit=null"]).limit is None
+    assert config.load(Limited, path).limit == 5
 
 
 def test_a_missing_file_is_refused_by_its_name(tmp_path: Path) -> None:

@@ -145,3 +145,22 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         (place / "b.txt").write_text("second")
     assert [path.name for path in folder.iterdir()] == ["b.txt"]
     assert [path.name for path in folder.parent.iterdir()] == ["result"]
+
+
+def test_what_cannot_be_written_is_refused_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", "utf-8")
+    files.refuse_unwritable(tmp_path / "new" / "folder", "output")
+    files.refuse_unwritable(tmp_path / "file", "table")  # it is replaced
+    with pytest.raises(ConfigError, match=r"output = .*below: .*file is a file; name another"):
+        files.refuse_unwritable(tmp_path / "file" / "below", "output")
+    with pytest.raises(ConfigError, match=r"scoring\.file = .*: /dev/null is a file"):
+        files.refuse_unwritable(Path("/dev/null/scores"), "scoring.file")
+
+
+def test_files_of_a_folder_can_be_read_by_others(tmp_path: Path) -> None:
+    with files.write_whole_folder(tmp_path / "new") as folder:
+        (folder / "secret").write_text("", "utf-8")
+        (folder / "secret").chmod(0o600)
+    plain = tmp_path / "plain"
+    plain.write_text("", "utf-8")
+    assert (tmp_path / "new" / "secret").stat().st_mode == plain.stat().st_mode

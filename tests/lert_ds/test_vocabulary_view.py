@@ -61,12 +61,30 @@ def test_the_places_to_predict_are_the_same(
     smaller = in_vocabulary_of(whole, write_vocabulary(tmp_path / "s", pieces[:5] + pieces[20:]))
     for one, other in zip(
         evaluation_batches(whole, MaskingConfig(), 8),
-        evaluation_batches(smaller, MaskingConfig(), 8),
+        evaluation_batches(smaller, MaskingConfig(), 8, with_missing=True),
         strict=True,
     ):
         assert one.masked_positions.tolist() == other.masked_positions.tolist()
         assert int(other.input_ids.max()) < len(smaller.manifest.special_ids) + 40
         assert int(other.labels.max()) < smaller.manifest.vocabulary_size
+
+
+def test_what_has_no_piece_is_not_learnt(
+    tiny_corpus: Path, tmp_path: Path, pieces: list[str]
+) -> None:
+    whole = Corpus([tiny_corpus])
+    smaller = in_vocabulary_of(whole, write_vocabulary(tmp_path / "s", pieces[:5] + pieces[20:]))
+    for one, other in zip(
+        evaluation_batches(smaller, MaskingConfig(), 8, with_missing=True),
+        evaluation_batches(smaller, MaskingConfig(), 8),
+        strict=True,
+    ):
+        known = one.labels != 1
+        assert 0 < int(known.sum()) < len(known)
+        assert other.labels.tolist() == one.labels[known].tolist()
+        assert other.masked_positions.tolist() == one.masked_positions[known].tolist()
+        assert other.tags["pos"].tolist() == one.tags["pos"][known].tolist()
+        assert other.input_ids.tolist() == one.input_ids.tolist()
 
 
 def test_one_vocabulary_is_no_view(tiny_corpus: Path, tmp_path: Path, pieces: list[str]) -> None:

@@ -13,6 +13,7 @@ HALF = {"target_num_of_heads": 2}
     ("changes", "message"),
     [
         ({"target": {"parameters": 9}, "pruning": HALF}, "target finds the numbers"),
+        ({"target": {"parameters": 9}, "pruning": {"n_iters": 2}}, "searched at once"),
         ({"target": {"parameters": 9}, "drop_layers": 1}, "target finds the numbers"),
         ({"target": {"parameters": 9}, "drop_layers": [1]}, "target finds the numbers"),
         ({"target": {"parameters": 9}, "corpus": []}, "target need text"),

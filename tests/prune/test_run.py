@@ -119,9 +119,10 @@ def test_masks_out_of_a_file(prune_run: Make, tmp_path: Path) -> None:
     assert not summary["scored"]
 
 
-def test_what_was_pruned_is_pruned_again(prune_run: Make) -> None:
-    first = prune_run(pruning=HALF | {"head_even_masking": False}, vocabulary={"minimum_count": 1})
+def test_what_was_pruned_is_pruned_again(prune_run: Make, tmp_path: Path) -> None:
+    first = prune_run(pruning=HALF | {"head_even_masking": False}, vocabulary={"size": 40})
     prune(first)
+    assert sizes_of(first.output / "model")[2] < 45
     second = prune_run(
         model=str(first.output / "model"),
         output=str(first.output) + "-again",
@@ -132,6 +133,12 @@ def test_what_was_pruned_is_pruned_again(prune_run: Make) -> None:
     heads, neurons, pieces = sizes_of(second.output / "model")
     assert (heads, neurons) == ([1] * 3, [12] * 3)
     assert pieces <= 30
+    third = second.model_copy(
+        update={"model": str(second.output / "model"), "output": tmp_path / "third"}
+    )
+    summary = prune(third)
+    # What was missing before it began is missed by the original too.
+    assert summary["held_out"]["original"]["mlm/accuracy"] < 0.9
 
 
 def test_scores_are_kept_and_reused(
@@ -173,6 +180,11 @@ def test_a_target_that_no_shape_meets_is_refused_and_nothing_is_written(prune_ru
         ({"drop_layers": 3}, "drop_layers drops 3 layers of 3"),
         ({"vocabulary": {"keep": ["龘龘"]}}, "keep = '龘龘'"),
         ({"vocabulary": {"size": 3}}, "size = 3"),
+        ({"vocabulary": {"size": 5, "keep_groups": []}}, "no piece would be left"),
+        ({"vocabulary": {"input": "/none.txt"}}, "/none.txt: there is no such file"),
+        ({"vocabulary": {"input_valid": "/none.txt"}}, "/none.txt: there is no such file"),
+        ({"scoring": {"file": "/dev/null/scores.safetensors"}}, "scoring.file"),
+        ({"target": {"latency_ms": 1, "length": 32, "table": "/dev/null/t.json"}}, "target.table"),
         ({"corpus": "nowhere"}, "nowhere"),
     ],
 )

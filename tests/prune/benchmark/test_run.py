@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +169,16 @@ def test_the_command(
     benchmark.run(parser.parse_args(["benchmark-quickstart", *words]))
     assert [wish.models for wish in asked] == [(str(tiny_edge),)]
     assert capsys.readouterr().out == (measured[0] / TABLE).read_text("utf-8")
+
+
+def test_what_a_worker_refuses_is_one_sentence(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"broken/model\.safetensors: its weights cannot be read"):
+        benchmark.benchmark(settings([broken], tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    assert "Traceback" not in capfd.readouterr().err

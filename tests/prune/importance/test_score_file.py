@@ -13,7 +13,7 @@ from lert_ds.errors import ModelError
 from lert_ds.labels import LTP_TAGS
 from lert_ds.modeling_lert import LertForPreTraining
 from prune.importance import score_file
-from prune.importance.score_file import fingerprint, read, reuse, write
+from prune.importance.score_file import FORMAT, fingerprint, read, reuse, write
 from prune.importance.scores import Scores
 
 CPU = torch.device("cpu")
@@ -76,7 +76,10 @@ def test_what_is_no_file_of_scores_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"scores\.safetensors: no file of scores .*delete"):
         read(path, "mark")
     save_file({"weight": torch.ones(2)}, path)
-    with pytest.raises(ModelError, match=r"scores\.safetensors: no file of scores; delete"):
+    with pytest.raises(ModelError, match=r"scores\.safetensors: no file of scores .*delete"):
+        read(path, "mark")
+    save_file({"weight": torch.ones(2)}, path, {"format": FORMAT})
+    with pytest.raises(ModelError, match=r"scores\.safetensors: no file of scores .*delete"):
         read(path, "mark")
 
 

@@ -10,7 +10,7 @@ from prune.prune_config import PruneRun
 from prune.pruning_text import PruningText
 from prune.run import load
 from prune.search import shape_search
-from prune.vocabulary.choice import VocabularyConfig
+from prune.vocabulary.choice import VocabularyConfig, count
 
 Make = Callable[..., PruneRun]
 
@@ -23,7 +23,8 @@ def test_the_shape_with_the_least_loss_is_taken_and_meets_the_limit(
     run = prune_run(target={"parameters": limit})
     text = PruningText.open(run, small_model, 32)
     vocabulary = VocabularyConfig(corpus=(tiny_corpus,))
-    found = shape_search.find(run, model, small_model, text, Scorer(run, text), vocabulary)
+    counts = count(small_model, vocabulary)
+    found = shape_search.find(run, model, small_model, text, Scorer(run, text), vocabulary, counts)
     tried = found.facts["tried"]
     assert len({one["layers"] for one in tried}) > 1
     assert len({one["pieces"] for one in tried}) > 1
@@ -42,7 +43,7 @@ def test_the_vocabulary_is_left_alone_where_none_is_configured(
     model = load(str(small_model))
     run = prune_run(target={"parameters": int(0.8 * model.num_parameters())})
     text = PruningText.open(run, small_model, 32)
-    found = shape_search.find(run, model, small_model, text, Scorer(run, text), None)
+    found = shape_search.find(run, model, small_model, text, Scorer(run, text), None, None)
     assert found.vocabulary is None
     assert {one["pieces"] for one in found.facts["tried"]} == {45}
 
