@@ -40,7 +40,7 @@ from lert_ds.machine import description
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.pretraining_objective import LipConfig, PretrainingObjective
 from prune.benchmark.columns import find_columns
-from prune.benchmark.quality import HeldOut
+from prune.benchmark.quality import UNKNOWN_SHARE, HeldOut
 from prune.importance import scoring
 from prune.importance.scoring import ScoringConfig
 from prune.prune_config import PruneRun
@@ -251,7 +251,9 @@ def losses(arguments: argparse.Namespace, models: dict[str, Path]) -> dict[str, 
     """Return the held-out MLM loss of each graph and model."""
     held_out = HeldOut([Path(arguments.corpus_valid)], arguments.instances)
     columns = find_columns([str(path) for path in models.values()], list(models), "fp32")
-    return {column.name: held_out.evaluate(column)["mlm/loss"] for column in columns}
+    found = {column.name: held_out.evaluate(column) for column in columns}
+    missing = found["recovered"][UNKNOWN_SHARE]
+    return {"missing": missing} | {name: one["mlm/loss"] for name, one in found.items()}
 
 
 def call(*words: str) -> None:
