@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from lert_ds import model_dir
 from lert_ds.config import parse
@@ -38,7 +39,8 @@ from lert_ds.edge.folder import GRAPHS
 from lert_ds.files import write_json
 from lert_ds.machine import description
 from lert_ds.modeling_lert import LertForPreTraining
-from lert_ds.pretraining_objective import LipConfig, PretrainingObjective
+from lert_ds.pretraining_objective import LipConfig, PretrainingObjective, masked_logits
+from lert_ds.vocabulary_view import in_vocabulary_of
 from prune.benchmark.columns import find_columns
 from prune.benchmark.quality import UNKNOWN_SHARE, HeldOut
 from prune.importance import scoring
@@ -149,6 +151,7 @@ def curve_rows(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str
             "cut": loss_of(summary, "cut"),
             "repaired": loss_of(summary, "repaired"),
             **losses(arguments, models),
+            "shared words": on_shared_words(arguments, recovered),
             "bytes_int8": (edge / GRAPHS["int8"]).stat().st_size,
         }
 
@@ -254,6 +257,37 @@ def losses(arguments: argparse.Namespace, models: dict[str, Path]) -> dict[str, 
     found = {column.name: held_out.evaluate(column) for column in columns}
     missing = found["recovered"][UNKNOWN_SHARE]
     return {"missing": missing} | {name: one["mlm/loss"] for name, one in found.items()}
+
+
+@torch.no_grad()
+def on_shared_words(arguments: argparse.Namespace, smaller: Path) -> dict[str, float]:
+    """Return the losses at the masked words that both vocabularies have, and the original's else.
+
+    The charge for a missing word may be less than what the original loses there: see both.
+    """
+    corpus = Corpus([Path(arguments.corpus_valid)])
+    view = in_vocabulary_of(corpus, smaller)
+    models = [model_dir.load(folder)[0].eval() for folder in (arguments.model, smaller)]
+    pairs = zip(
+        evaluation_batches(corpus, MaskingConfig(), 16),
+        evaluation_batches(view, MaskingConfig(), 16, with_missing=True),
+        strict=True,
+    )
+    sums, counts = [0.0, 0.0, 0.0], [0, 0, 0]
+    for both in itertools.islice(pairs, -(-arguments.instances // 16)):
+        known = both[1].labels != view.manifest.special_ids["unk"]
+        found = [
+            functional.cross_entropy(
+                masked_logits(model, batch)["mlm"], batch.labels, reduction="none"
+            )
+            for model, batch in zip(models, both, strict=True)
+        ]
+        parts = (found[0][known], found[1][known], found[0][~known])
+        for place, part in enumerate(parts):
+            sums[place] += float(part.sum())
+            counts[place] += len(part)
+    names = ("original", "recovered", "original, at the missing ones")
+    return {name: sums[n] / max(1, counts[n]) for n, name in enumerate(names)}
 
 
 def call(*words: str) -> None:
