@@ -84,6 +84,18 @@ def _logging_of_its_own() -> Iterator[None]:
     root.setLevel(level)
 
 
+@pytest.fixture(autouse=True)
+def _linear_of_its_own() -> Iterator[None]:
+    """Undo what a ZeRO-3 engine does to its process: torch's linear function becomes DeepSpeed's.
+
+    An export would trace that one.
+    """
+    before = sys.modules["torch"].nn.functional.linear if "torch" in sys.modules else None
+    yield
+    if "torch" in sys.modules and before is not None:
+        sys.modules["torch"].nn.functional.linear = before
+
+
 @pytest.fixture(scope="session")
 def process_group() -> Iterator[None]:
     """A process group of one; DeepSpeed cannot join a second one after it has left the first."""

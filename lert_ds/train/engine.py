@@ -215,7 +215,9 @@ def partition_frozen(module: nn.Module) -> nn.Module:
     """
     tree: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": 3},
+        # Its own linear function, which it would put in torch's place for the whole process, saves
+        # memory in a backward pass alone; there is none here.
+        "zero_optimization": {"stage": 3, "memory_efficient_linear": False},
         "bf16": {"enabled": next(module.parameters()).dtype == torch.bfloat16},
     }
     engine, *_ = deepspeed.initialize(model=module, config=tree)
