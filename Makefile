@@ -35,6 +35,9 @@ endif
 # Text and vocabulary of the benchmarks: those of the tests' data, beside the project.
 BENCH_TEXT ?= ../shared/data/text/wiki_train.txt
 BENCH_VOCABULARY ?= ../shared/data/vocab.txt
+BENCH_VALID ?= ../shared/data/text/wiki_valid.txt
+# A trained model of LERT-small's shape, for what depends on weights; without it they are random.
+SMALL ?=
 ifdef VALID
 HELD_OUT := held_out=0
 EVALUATED := corpus_valid="$(CORPORA)-valid"
@@ -129,6 +132,12 @@ bench: $(READY)
 		--corpus-valid $(CORPORA)/held_out --output benchmarks/results/pruning-scores.json
 	$(BIN)/python benchmarks/pruning.py curve --model $(STUDENT)/model --corpus $(CORPORA) \
 		--corpus-valid $(CORPORA)/held_out --output benchmarks/results/pruning-curve.json
+	$(BIN)/python benchmarks/pruning.py cost --model $(or $(SMALL),$(RUN)/model) \
+		--corpus $(CORPORA) --corpus-valid $(CORPORA)/held_out \
+		--output benchmarks/results/pruning-cost.json
+	$(BIN)/python benchmarks/edge.py --text "$(BENCH_TEXT)" --valid "$(BENCH_VALID)" \
+		$(if $(SMALL),--model "$(SMALL)",--vocabulary "$(BENCH_VOCABULARY)") \
+		--output benchmarks/results/edge.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info

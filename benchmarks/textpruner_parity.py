@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import machine
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -29,6 +28,7 @@ from lert_ds.data.loader import evaluation_batches
 from lert_ds.data.masking import MaskingConfig
 from lert_ds.data.shards import Corpus
 from lert_ds.files import write_json
+from lert_ds.machine import description
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
 from lert_ds.pretraining_objective import masked_logits
@@ -82,7 +82,7 @@ def main() -> None:
         arguments.output,
         {
             "command": " ".join(["python", "benchmarks/textpruner_parity.py", *sys.argv[1:]]),
-            "machine": machine.description(),
+            "machine": description(),
             "versions": {
                 "stock": facts["versions"],
                 "ours": {"transformers": transformers.__version__, "torch": torch.__version__},

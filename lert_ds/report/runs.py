@@ -19,6 +19,9 @@ from lert_ds.report.metrics import (
     read_metrics,
 )
 
+_OF_NO_TRAINING = ("masks.safetensors", "report.json")
+"""What pruning and export leave in their folders."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -62,6 +65,11 @@ def read_run(folder: Path, name: str) -> Run:
     if not folder.is_dir():
         what = "it is a file" if folder.exists() else "there is no such folder"
         raise UserError(f"{folder}: {what}; name the folder that a training wrote")
+    if any((folder / name).is_file() for name in _OF_NO_TRAINING):
+        raise UserError(
+            f"{folder}: a pruned or an exported model has no curves; name the folder of a "
+            "training, or of a benchmark of it"
+        )
     metrics = read_metrics(folder / "metrics.jsonl")
     config = _read_object(folder / "config.json")
     summary = _read_object(folder / "summary.json") or {}

@@ -172,7 +172,8 @@ def measure_table(
     """
     if not 0 < length <= config.max_position_embeddings:
         raise ConfigError(
-            f"length = {length}: the model takes 1 to {config.max_position_embeddings} tokens"
+            f"target.length = {length}: the model takes 1 to {config.max_position_embeddings} "
+            "tokens; name one of these"
         )
     facts = describe(config, runtime, batch_size=batch_size, length=length, threads=threads)
     shapes = list(family(config))

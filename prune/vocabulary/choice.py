@@ -259,10 +259,10 @@ def _body(piece: str) -> str:
 
 def _named(tokenizer: Any, config: VocabularyConfig) -> Iterator[str]:
     """Yield the pieces of keep and keep_file."""
-    places = [(f"keep = {piece!r}", piece) for piece in config.keep]
+    places = [(f"vocabulary.keep = {piece!r}", piece) for piece in config.keep]
     if config.keep_file is not None:
         places += [
-            (f"keep_file = {config.keep_file}: {piece!r}", piece)
+            (f"vocabulary.keep_file = {config.keep_file}: {piece!r}", piece)
             for piece in read_lines([config.keep_file], "keep_file")
         ]
     vocabulary = tokenizer.get_vocab()

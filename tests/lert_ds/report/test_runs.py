@@ -91,3 +91,10 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
     (folder / "config.json").chmod(0)
     with pytest.raises(UserError, match=r"config\.json: cannot be read"):
         read_run(folder, "a")
+
+
+@pytest.mark.parametrize("name", ["masks.safetensors", "report.json"])
+def test_a_folder_of_no_training_is_told_so(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}", "utf-8")
+    with pytest.raises(UserError, match="has no curves; name the folder of a training"):
+        read_runs([tmp_path])
