@@ -24,7 +24,9 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def is_edge_folder(folder: Path) -> bool:
-    """Return whether `folder` holds graphs and no weights: what `lert-ds export` writes."""
+    """Return whether `folder` is what `lert-ds export` writes: graphs or a report, no weights."""
     files = (*GRAPHS.values(), *OPENVINO_GRAPHS.values())
     graphs = any((folder / file).parent.is_dir() for file in files)
-    return graphs and not any(list(folder.glob(pattern)) for pattern in _WEIGHTS)
+    return (graphs or (folder / REPORT).is_file()) and not any(
+        list(folder.glob(pattern)) for pattern in _WEIGHTS
+    )

@@ -12,8 +12,9 @@ from typing import Any
 from lert_ds import model_dir, tokenizer_files
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.edge.edge_model import GRAPHS, EdgeModel, GraphName
+from lert_ds.edge.folder import is_edge_folder
 from lert_ds.errors import ConfigError, ModelError
-from lert_ds.model_source import CONFIG, PICKLED_WEIGHTS, SAFE_WEIGHTS, find_weights
+from lert_ds.model_source import CONFIG, find_weights
 
 _REPORT = "report.json"
 _MODEL = "model"
@@ -75,7 +76,7 @@ def find_columns(models: Sequence[str], names: Sequence[str], precision: str) ->
     columns = []
     for source, name in zip(models, _names(models, names), strict=True):
         folder = model_dir.resolve(source)
-        if _is_edge(folder):
+        if is_edge_folder(folder):
             columns += _of_edge(source, folder, name)
         else:
             columns.append(_of_model(source, folder, name, precision))
@@ -83,16 +84,6 @@ def find_columns(models: Sequence[str], names: Sequence[str], precision: str) ->
     if twice := sorted({name for name in known if known.count(name) > 1}):
         raise ConfigError(f"names: two columns are called {twice[0]}; give each another name")
     return columns
-
-
-def _is_edge(folder: Path) -> bool:
-    """Return whether a folder is meant to run without PyTorch: graphs, or the report of an export.
-
-    A folder of weights is a model folder, whatever else is in it.
-    """
-    if any((folder / name).is_file() for name in (*SAFE_WEIGHTS, *PICKLED_WEIGHTS)):
-        return False
-    return (folder / GRAPHS["fp32"]).parent.is_dir() or (folder / _REPORT).is_file()
 
 
 def _of_edge(source: str, folder: Path, name: str) -> list[Column]:

@@ -14,7 +14,6 @@ does a graph that was exported with masked_positions; other graphs score every p
 """
 
 import argparse
-import importlib.resources
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -35,12 +34,11 @@ from prune.benchmark.quality import HeldOut
 from prune.benchmark.table import markdown
 from prune.benchmark.turns import Cell, measure, summarize, working
 from prune.benchmark.worker import Arrays
-from prune.vocabulary.texts import read_lines
+from prune.vocabulary.texts import read_text
 
 SUMMARY, TABLE = "summary.json", "table.md"
 KIND = "benchmark"
 """What summary.json says it is; `lert-ds report` looks for it."""
-_SAMPLE_TEXT = "samples/prose.txt"
 _PACKAGES = ("torch", "transformers", "onnxruntime", "numpy")
 _FILES = frozenset({SUMMARY, TABLE, "report.html"})
 
@@ -125,7 +123,7 @@ def benchmark(settings: BenchmarkConfig) -> dict[str, Any]:
     _refuse_output(settings)
     started = time.perf_counter()
     columns = find_columns(settings.models, settings.names, settings.precision)
-    text = _read_text(settings)
+    text = read_text(settings.text)
     texts = [Text(tokenizer_files.load(column.folder), text) for column in columns]
     held_out = HeldOut(settings.corpus_valid, settings.instances) if settings.corpus_valid else None
     for line in _explain(settings, columns):
@@ -231,12 +229,6 @@ def _explain(settings: BenchmarkConfig, columns: Sequence[Column]) -> Iterator[s
         yield f"threads = {most}, but {cores} core may be used: those figures say little"
     if not settings.corpus_valid:
         yield "corpus_valid = []: no losses, no accuracies"
-
-
-def _read_text(settings: BenchmarkConfig) -> str:
-    if settings.text is not None:
-        return "\n".join(read_lines((settings.text,), "text"))
-    return (importlib.resources.files("lert_ds") / _SAMPLE_TEXT).read_text("utf-8")
 
 
 def _refuse_output(settings: BenchmarkConfig) -> None:

@@ -21,7 +21,6 @@ PyTorch on padded batches (`check.py`) and, where asked, on texts whose answers 
 
 import argparse
 import dataclasses
-import importlib.resources
 import logging
 import time
 from collections.abc import Iterator
@@ -40,11 +39,10 @@ from prune.export.export_config import ExportConfig, Format, HeadName
 from prune.export.graphs import FILES, open_graph, size_of, told_when_missing, write_graphs
 from prune.export.questions import Question, make_questions
 from prune.export.source import HEADS, find_head, load_model
-from prune.vocabulary.texts import read_lines
+from prune.vocabulary.texts import read_text
 
 LARGEST_FILE_BYTES = 2**31 - 2**20
 """What protobuf, the format of .onnx, can hold; a little is left for the graph itself."""
-_SAMPLE_TEXT = "samples/prose.txt"
 _VERSIONS: dict[Format, tuple[str, ...]] = {
     "onnx": ("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
     "openvino": ("torch", "transformers", "openvino", "nncf"),
@@ -78,7 +76,7 @@ def export(settings: ExportConfig) -> dict[str, Any]:
             tolerance or loses more of an accuracy than is allowed.
     """
     _refuse_output(settings)
-    text = _read_text(settings)
+    text = read_text(settings.text)
     started = time.perf_counter()
     source = model_dir.resolve(settings.model)
     head = find_head(settings)
@@ -196,12 +194,6 @@ def _edge_config(shape: LertConfig, head: HeadName) -> dict[str, Any]:
     tree: dict[str, Any] = shape.to_dict()
     tree.pop("auto_map", None)
     return {**tree, "model_type": "bert", "architectures": [HEADS[head].bert]}
-
-
-def _read_text(settings: ExportConfig) -> str:
-    if settings.text is not None:
-        return "\n".join(read_lines((settings.text,), "text"))
-    return (importlib.resources.files("lert_ds") / _SAMPLE_TEXT).read_text("utf-8")
 
 
 def _refuse_output(settings: ExportConfig) -> None:

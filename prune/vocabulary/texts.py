@@ -1,5 +1,6 @@
 """Plain text for the vocabulary: lines of files, what an instance of a corpus says, sentences."""
 
+import importlib.resources
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from lert_ds.errors import ConfigError
 CONTINUES = "##"
 """Opens a piece that goes on with a word."""
 BATCH_SIZE = 1000
+_SAMPLE_TEXT = "samples/prose.txt"
 
 T = TypeVar("T")
 
@@ -35,6 +37,17 @@ def read_lines(files: Sequence[Path], key: str) -> Iterator[str]:
         if not path.is_file():
             raise ConfigError(f"{key} = {path}: there is no such file; name a UTF-8 text file")
     return _lines(files, key)
+
+
+def read_text(path: Path | None) -> str:
+    """Return what stands in a UTF-8 text file, or in the package's sample where none is named.
+
+    Raises:
+        ConfigError: as `read_lines` does, of the key `text`.
+    """
+    if path is not None:
+        return "\n".join(read_lines((path,), "text"))
+    return (importlib.resources.files("lert_ds") / _SAMPLE_TEXT).read_text("utf-8")
 
 
 def read_instances(corpus: Corpus, tokenizer: Any) -> Iterator[str]:

@@ -76,3 +76,10 @@ def test_batches_lose_nothing() -> None:
     found = list(texts.batches(items))
     assert [len(batch) for batch in found] == [texts.BATCH_SIZE, texts.BATCH_SIZE, 1]
     assert np.concatenate(found).tolist() == items
+
+
+def test_without_a_file_the_text_is_the_sample_of_the_package(tmp_path: Path) -> None:
+    path = tmp_path / "own.txt"
+    path.write_text("今天\n\n天气\n", "utf-8")
+    assert texts.read_text(path) == "今天\n天气"
+    assert len(texts.read_text(None)) > 1000
