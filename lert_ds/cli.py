@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from lert_ds import __version__, config, distributed
+from lert_ds import __version__, config, distributed, launchers
 from lert_ds.errors import ConfigError, UserError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -38,8 +38,9 @@ C = TypeVar("C", bound=config.Config)
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 the user's error in one line, 1 ours with a traceback."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    set_up_logging()
     try:
+        launchers.adopt_ranks()
+        set_up_logging()
         _run(arguments)
     except UserError as error:
         prefix = f"[rank {distributed.rank()}] " if distributed.rank() else ""

@@ -1,6 +1,7 @@
 """This process among the others: rank, world size, and sums over all of them.
 
-The `deepspeed` launcher, torchrun and Slurm all hand the ranks over in the environment.
+The `deepspeed` launcher and torchrun hand the ranks over in the environment; what Slurm and MPI
+hand over instead is put into the same names by `launchers.adopt_ranks` at the start.
 torch is imported where it is used: the command line asks for the rank before it knows whether a
 command needs torch, whose import takes seconds.
 """

@@ -18,7 +18,8 @@ MODULES = sorted(path for top in PACKAGES for path in (ROOT / top).rglob("*.py")
 LEAVES = {
     f"lert_ds.{name}"
     for name in (
-        "arithmetic", "config", "distributed", "errors", "files", "labels", "machine", "objective",
+        "arithmetic", "config", "distributed", "errors", "files", "labels", "launchers", "machine",
+        "objective",
     )
 }  # fmt: skip
 # What a later stage takes from lert_ds; a new public module is added here on purpose.

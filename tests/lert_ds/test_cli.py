@@ -109,6 +109,22 @@ def test_the_users_mistake_is_one_line_and_2(run: Run, capsys: pytest.CaptureFix
     assert output.out == ""
 
 
+def test_a_task_of_srun_knows_its_rank(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = {"PROCID": "3", "LOCALID": "0", "NODEID": "1", "JOB_ID": "7"}
+    step = {"ID": "0", "NUM_TASKS": "4", "TASKS_PER_NODE": "3,1", "NODELIST": "n[1-2]"}
+    for name, value in (task | {f"STEP_{name}": value for name, value in step.items()}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    adopted = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name in adopted:
+        monkeypatch.setenv(name, "")  # so that what is adopted does not outlive the test
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    assert run("fake", "fake-small", "name=user") == 2
+    assert capsys.readouterr().err.startswith("[rank 3] error: corpora/x")
+
+
 def test_another_rank_says_which_it_is(
     run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
