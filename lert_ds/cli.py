@@ -6,6 +6,7 @@ is called, so `lert-ds --help` needs no heavy library.
 
 import argparse
 import difflib
+import errno
 import importlib
 import json
 import logging
@@ -14,11 +15,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
 from lert_ds import __version__, config, distributed, launchers
 from lert_ds.errors import ConfigError, UserError
+from lert_ds.termination import EXIT_CODE, Terminated, orderly_termination
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("lert_ds.prepare", "raw text to an annotated corpus folder"),
@@ -32,6 +35,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("lert_ds.report.run", "runs and benchmarks as one HTML page"),
 }
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What the user can mend: no space, no quota, a disk that cannot be written to."""
+
 C = TypeVar("C", bound=config.Config)
 
 
@@ -41,18 +47,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         launchers.adopt_ranks()
         set_up_logging()
-        _run(arguments)
+        with _termination():
+            _run(arguments)
     except UserError as error:
-        prefix = f"[rank {distributed.rank()}] " if distributed.rank() else ""
-        print(f"{prefix}error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        _tell(f"error: {error}")
         _exit(2)
+    except Terminated:
+        _tell("ended by SIGTERM; the same command goes on with what is finished, or starts over")
+        _exit(EXIT_CODE)
     except KeyboardInterrupt:
         _exit(130)
     except BrokenPipeError:  # `lert-ds … | head`
         _exit(141)
-    except Exception:  # noqa: BLE001 - the last line of defence: told whole, exit 1
+    except Exception as error:  # noqa: BLE001 - the last line of defence: told whole, exit 1
+        if isinstance(error, OSError) and error.errno in _FULL:
+            where = error.filename or "a file of the output"
+            advice = "free space, or name another place, and run it again"
+            _tell(f"error: {where}: {error.strerror}; {advice}")
+            _exit(2)
         traceback.print_exc()
         _exit(1)
+
+
+def _termination() -> AbstractContextManager[None]:
+    """Return what turns SIGTERM into an orderly end.
+
+    Not where other processes are joined to this one: it would end while they wait for it.
+    """
+    return orderly_termination() if distributed.world_size() == 1 else nullcontext()
+
+
+def _tell(sentence: str) -> None:
+    prefix = f"[rank {distributed.rank()}] " if distributed.rank() else ""
+    print(f"{prefix}{sentence}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _exit(code: int) -> None:

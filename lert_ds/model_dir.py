@@ -13,7 +13,6 @@ Read too: hfl/chinese-lert-*, and any other BERT of transformers (RoBERTa-wwm, M
 import contextlib
 import json
 import logging
-import pickle
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +22,6 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
@@ -34,12 +32,12 @@ from lert_ds.files import write_json, write_whole_folder
 from lert_ds.labels import TagSets
 from lert_ds.model_source import (
     CONFIG,
-    SAFE_WEIGHTS,
     check_tokenizer,
     find_weights,
     read_config,
     resolve,
 )
+from lert_ds.model_weights import read_weights
 from lert_ds.modeling_lert import AUTO_CLASSES, LertForPreTraining
 
 __all__ = [
@@ -103,31 +101,18 @@ def load(
     if not issubclass(cls, LertForPreTraining):
         config.tag_sets = None
     weights = find_weights(folder)
+    tensors = read_weights(folder, weights)
     with _quiet_transformers():
-        try:
-            model, facts = cls.from_pretrained(  # type: ignore[attr-defined]
-                folder,
-                config=config,
-                dtype=dtype,
-                attn_implementation=attention,
-                use_safetensors=weights in SAFE_WEIGHTS,
-                weights_only=True,  # of a pickle nothing but tensors
-                ignore_mismatched_sizes=True,  # told, and refused, below
-                output_loading_info=True,
-                local_files_only=True,
-            )
-        except (
-            SafetensorError,
-            pickle.UnpicklingError,
-            RuntimeError,
-            OSError,
-            EOFError,
-            LookupError,
-        ) as error:
-            raise ModelError(
-                f"{folder / weights}: its weights cannot be read ({error}); the file is damaged or "
-                "no model: copy or download it again"
-            ) from error
+        model, facts = cls.from_pretrained(  # type: ignore[attr-defined]
+            None,  # the folder itself is none of transformers' business: see model_weights.py
+            config=config,
+            state_dict=tensors,
+            dtype=dtype,
+            attn_implementation=attention,
+            ignore_mismatched_sizes=True,  # told, and refused, below
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
     _refuse_other_shapes(folder / weights, facts["mismatched_keys"])
     random = set(facts["missing_keys"])
     if tag_sets is not None and isinstance(model, LertForPreTraining):

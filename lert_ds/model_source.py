@@ -1,5 +1,6 @@
 """Where a model comes from: a folder or hub name to its configuration and weight files, checked."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -17,6 +18,13 @@ from lert_ds.errors import ModelError
 CONFIG = "config.json"
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+# Without what the classes of transformers write for themselves, and what `save` writes anew.
+_FACTS = {field.name for field in dataclasses.fields(LertConfig)} - {
+    "architectures",
+    "dtype",
+    "transformers_version",
+}
 
 log = logging.getLogger(__name__)
 
@@ -76,17 +84,8 @@ def read_config(source: str | Path, **changes: Any) -> LertConfig:
         raise ModelError(f"{path}: model_type is {kind!r}; a bert or lert model is needed here")
     if (position := tree.get("position_embedding_type", "absolute")) != "absolute":
         raise ModelError(f"{path}: position_embedding_type is {position!r}; LERT's are absolute")
-    # What the classes of transformers write for themselves, and what `save` writes anew.
-    for key in (
-        "model_type",
-        "architectures",
-        "auto_map",
-        "transformers_version",
-        "dtype",
-        "torch_dtype",
-        "_name_or_path",
-    ):
-        tree.pop(key, None)
+    # Facts alone: from other keys transformers would take other files, kernels of the hub, code.
+    tree = {key: value for key, value in tree.items() if key in _FACTS}
     try:
         return LertConfig(**{**tree, **changes})
     except StrictDataclassError as error:

@@ -19,7 +19,7 @@ LEAVES = {
     f"lert_ds.{name}"
     for name in (
         "arithmetic", "config", "distributed", "errors", "files", "labels", "launchers", "machine",
-        "objective",
+        "objective", "termination",
     )
 }  # fmt: skip
 # What a later stage takes from lert_ds; a new public module is added here on purpose.
@@ -68,6 +68,19 @@ MAY_IMPORT_BY_STRING = {"lert_ds.cli"}
 TRAVELLING_NEED = sys.stdlib_module_names | {"huggingface_hub", "torch", "transformers"}
 LARGEST_FILE_BYTES = 500_000
 
+# What runs code that stands in a file, or what a shell makes of a text: docs/security.md.
+UNSAFE_MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+UNSAFE_CALLS = {"eval", "exec", "compile", "os.system", "os.popen", "tempfile.mktemp", "yaml.load"}
+UNSAFE_ARGUMENTS = {"allow_pickle": False, "trust_remote_code": False, "shell": False}
+"""Argument to the one value that it may have."""
+MAY_BE_UNSAFE: dict[str, set[str]] = {
+    # Between a process and its own children, through pipes that nobody else has.
+    "prune.benchmark.turns": {"pickle"},
+    "prune.benchmark.worker": {"pickle"},
+    # The name of an error: weights are read by torch.load(…, weights_only=True).
+    "lert_ds.model_weights": {"pickle"},
+}
+
 
 def _name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -82,6 +95,25 @@ def _imports(path: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
             yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def _unsafe(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, what) of everything in a module that could run code out of a file."""
+    for line, target in _imports(path):
+        if (top := target.split(".")[0]) in UNSAFE_MODULES:
+            yield line, top
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        if called in UNSAFE_CALLS:
+            yield node.lineno, called
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if called == "torch.load" and given.get("weights_only") != "True":
+            yield node.lineno, "torch.load"
+        for name, value in UNSAFE_ARGUMENTS.items():
+            if given.get(name, str(value)) != str(value):
+                yield node.lineno, name
 
 
 def _within(name: str, package: str) -> bool:
@@ -130,6 +162,38 @@ def test_imports_are_by_the_full_name(path: Path) -> None:
 def test_only_the_command_table_imports_by_string(path: Path) -> None:
     if _name(path) not in MAY_IMPORT_BY_STRING:
         assert not re.search(r"\b(import_module|__import__)\(", path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_nothing_runs_code_out_of_a_file(path: Path) -> None:
+    allowed = MAY_BE_UNSAFE.get(_name(path), set())
+    wrong = [f"line {line}: {what}" for line, what in _unsafe(path) if what not in allowed]
+    assert not wrong, f"see docs/security.md: {', '.join(wrong)}"
+
+
+def test_what_is_unsafe_is_found(tmp_path: Path) -> None:
+    unsafe = {
+        "import pickle": "pickle",
+        "from marshal import loads": "marshal",
+        "eval(text)": "eval",
+        "os.system(text)": "os.system",
+        "torch.load(path)": "torch.load",
+        "torch.load(path, weights_only=False)": "torch.load",
+        "np.load(path, allow_pickle=True)": "allow_pickle",
+        "AutoModel.from_pretrained(path, trust_remote_code=flag)": "trust_remote_code",
+        "subprocess.run(text, shell=True)": "shell",
+    }
+    safe = "model.eval()\ntorch.load(path, weights_only=True)\nf(trust_remote_code=False)\n"
+    path = tmp_path / "module.py"
+    for text, what in unsafe.items():
+        path.write_text(f"{safe}{text}\n")
+        assert list(_unsafe(path)) == [(4, what)], text
+
+
+def test_every_exception_is_still_needed() -> None:
+    for name, allowed in MAY_BE_UNSAFE.items():
+        path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+        assert {what for _, what in _unsafe(path)} == allowed, name
 
 
 @pytest.mark.parametrize("name", ["configuration_lert", "modeling_lert"])

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lert_ds.errors import CorpusError
-from lert_ds.files import sha256_of, write_json, write_whole
+from lert_ds.errors import CorpusError, UserError
+from lert_ds.files import inside, sha256_of, write_json, write_whole
 from lert_ds.labels import TASKS, TagSets
 
 FORMAT = 1
@@ -263,9 +263,10 @@ def _files(folder: Path, record: Mapping[str, Any]) -> list[tuple[Path, Mapping[
             raise CorpusError(
                 f"{folder / MANIFEST}: a shard's record lacks {error}; prepare the corpus again"
             ) from error
-        if Path(file_name).name != file_name:
-            raise CorpusError(f"{folder / MANIFEST}: shard {record['name']!r} leaves the folder")
-        found.append((shards / file_name, facts))
+        try:
+            found.append((inside(shards, file_name), facts))
+        except UserError as error:
+            raise CorpusError(f"{folder / MANIFEST}: {error}") from error
     return found
 
 

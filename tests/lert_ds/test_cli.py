@@ -1,8 +1,11 @@
 """The command line: exit codes, one-line errors, and help that needs no heavy library."""
 
+import errno
 import os
+import signal
 import subprocess
 import sys
+import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +56,11 @@ def run(monkeypatch: pytest.MonkeyPatch, presets: Path) -> Run:
             raise KeyError("our mistake")
         if config.name == "interrupt":
             raise KeyboardInterrupt
+        if config.name == "terminated":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        if config.name == "full":
+            raise OSError(errno.ENOSPC, "No space left on device", "runs/x/model.safetensors")
         if arguments.dry_run:
             cli.print_config(config)
         else:
@@ -153,6 +161,39 @@ def test_our_mistake_is_a_traceback_and_1(run: Run, capsys: pytest.CaptureFixtur
     error = capsys.readouterr().err
     assert error.startswith("Traceback")
     assert error.endswith("KeyError: 'our mistake'\n")
+
+
+def test_sigterm_is_one_line_and_143(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run("fake", "fake-small", "name=terminated") == 143
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGTERM, before)
+    error = capsys.readouterr().err
+    assert error.startswith("ended by SIGTERM; the same command goes on")
+    assert error.count("\n") == 1
+
+
+def test_among_other_processes_sigterm_is_left_to_the_command(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    seen = []
+    monkeypatch.setattr(
+        sys.modules["fake_command"], "run", lambda _: seen.append(signal.getsignal(signal.SIGTERM))
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    run("fake", "fake-small")
+    assert seen == [before]
+
+
+def test_a_full_disk_is_one_line_and_2(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fake", "fake-small", "name=full") == 2
+    assert capsys.readouterr().err == (
+        "error: runs/x/model.safetensors: No space left on device; free space, or name another "
+        "place, and run it again\n"
+    )
 
 
 def test_an_interruption_is_130(run: Run) -> None:

@@ -261,6 +261,37 @@ def test_a_pickle_runs_no_code(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
+def test_nothing_of_a_folder_leads_elsewhere_or_runs(tmp_path: Path) -> None:
+    """What transformers would follow: code, other files, an adapter, kernels, a pickle's shards."""
+    folder, trace = tmp_path / "model", tmp_path / "trace"
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(trace),)
+
+    expected = save_bert(folder).state_dict()
+    save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors")
+    save_file({"a": torch.ones(1)}, folder / "shard-00000-model-00001-of-00001.safetensors")
+    (folder / ".metadata").write_bytes(pickle.dumps(Evil()))
+    (folder / "modeling_evil.py").write_text(f"import os; os.mkdir({str(trace)!r})\n")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "../other"}')
+    write_config(
+        folder,
+        auto_map=dict.fromkeys(("AutoConfig", "AutoModelForMaskedLM"), "modeling_evil.Model"),
+        transformers_weights="../other.safetensors",
+        quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True},
+        fusion_config={"patch_embeddings": True},
+        attn_implementation="somebody/attention",
+        custom_pipelines={"fill": {"impl": "modeling_evil.Pipeline"}},
+    )
+    model, report = model_dir.load(folder)
+    assert (report.weights, report.random) == ("model.safetensors", ())
+    for name, tensor in expected.items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    assert model.config._attn_implementation == "sdpa"
+    assert not trace.exists()
+
+
 def test_safetensors_go_before_a_pickle(tmp_path: Path) -> None:
     save_bert(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"not even a pickle")

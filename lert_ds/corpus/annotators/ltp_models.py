@@ -16,6 +16,7 @@ import torch
 
 from lert_ds.corpus.text import is_blank
 from lert_ds.errors import ModelError, UserError
+from lert_ds.files import inside
 
 _CONFIG, _WEIGHTS = "config.json", "pytorch_model.bin"
 _LONGEST_INPUT = 512
@@ -25,6 +26,12 @@ _TARGET = re.compile(
     r"ltp_core\.models\.(?:ltp_model|processor|utils|components\.[a-z_]+)\."
     r"(?:[A-Z][A-Za-z]*|load_transformers)"
 )
+
+
+_CODE_KEYS = frozenset(
+    {"auto_map", "attn_implementation", "experts_implementation", "quantization_config"}
+)
+"""What transformers would take code from, the folder's or the hub's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +139,11 @@ class _NeuralModel:
     def __init__(self, folder: Path, config: dict[str, Any], device: torch.device) -> None:
         from ltp.nerual import LTP
 
-        for target in _targets(config["model"]):
-            if _TARGET.fullmatch(target) is None:
-                raise ModelError(f"{folder / _CONFIG}: {target} is no part of LTP's models")
+        for key, value in _entries(config["model"]):
+            if key == "_ltp_target_" and _TARGET.fullmatch(str(value)) is None:
+                raise ModelError(f"{folder / _CONFIG}: {value} is no part of LTP's models")
+            if key in _CODE_KEYS:
+                raise ModelError(f"{folder / _CONFIG}: {key} is refused: it may run code")
         model = LTP(config=config)
         _load_weights(model.model, folder / _WEIGHTS)
         if "cws" not in model.supported_tasks:
@@ -174,7 +183,7 @@ class _PerceptronModel:
         from ltp.legacy import LTP
         from ltp_extension.perceptron import CharacterType
 
-        files = {task: folder / name for task, name in config["tasks"].items()}
+        files = {task: inside(folder, name) for task, name in config["tasks"].items()}
         if "cws" not in files:
             raise ModelError(f"{folder / _CONFIG}: the model does not segment words (no cws)")
         for path in files.values():
@@ -220,12 +229,15 @@ class _BatchEncoder:
         return self._tokenizer(inputs, **options)
 
 
-def _targets(tree: Any) -> Iterator[str]:
+def _entries(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every key with its value, however deep."""
+    if isinstance(tree, list):
+        for branch in tree:
+            yield from _entries(branch)
     if isinstance(tree, dict):
-        if "_ltp_target_" in tree:
-            yield str(tree["_ltp_target_"])
-        for branch in tree.values():
-            yield from _targets(branch)
+        for key, branch in tree.items():
+            yield key, branch
+            yield from _entries(branch)
 
 
 def _load_weights(module: torch.nn.Module, path: Path) -> None:
@@ -255,7 +267,11 @@ def _load_tokenizer(folder: Path, backbone: Any) -> Any:
         raise ModelError(f"{folder}: no tokenizer.json and no vocab.txt; download the model again")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            str(folder), config=backbone, use_fast=True, local_files_only=True
+            str(folder),
+            config=backbone,
+            use_fast=True,
+            local_files_only=True,
+            trust_remote_code=False,  # None would ask at the terminal
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]

@@ -1,4 +1,5 @@
 import builtins
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -115,6 +116,41 @@ def test_a_model_without_vocabulary_is_refused(broken: Path) -> None:
     (broken / "vocab.txt").unlink()
     with pytest.raises(ModelError, match=r"no vocab\.txt"):
         load_ltp(str(broken), "cpu")
+
+
+@pytest.mark.parametrize("key", ["auto_map", "attn_implementation", "quantization_config"])
+def test_keys_by_which_transformers_would_take_code_are_refused(broken: Path, key: str) -> None:
+    config = json.loads((broken / "config.json").read_text("utf-8"))
+    config["model"]["backbone"]["config"][key] = {"AutoModel": "modeling_evil.Model"}
+    (broken / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(ModelError, match=f"{key} is refused: it may run code"):
+        load_ltp(str(broken), "cpu")
+
+
+def test_code_beside_the_tokenizer_is_neither_run_nor_asked_about(
+    broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = broken / "trace"
+    (broken / "evil.py").write_text(f"open({str(trace)!r}, 'w')\nclass Evil: pass\n")
+    settings = {"auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}
+    (broken / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    monkeypatch.setattr(builtins, "input", lambda _: pytest.fail("it asked at the terminal"))
+    with contextlib.suppress(ModelError):  # told, where transformers knows no other way
+        load_ltp(str(broken), "cpu")
+    assert not trace.exists()
+
+
+def test_perceptrons_outside_the_folder_are_refused(perceptron_folder: Path) -> None:
+    config = perceptron_folder / "config.json"
+    before = config.read_text("utf-8")
+    tree = json.loads(before)
+    tree["tasks"]["pos"] = "../../pos_model.bin"
+    config.write_text(json.dumps(tree), "utf-8")
+    try:
+        with pytest.raises(UserError, match=r"names '\.\./\.\./pos_model\.bin', which leaves"):
+            load_ltp(str(perceptron_folder), "cpu")
+    finally:
+        config.write_text(before, "utf-8")
 
 
 @pytest.mark.parametrize("target", ["os.system", "ltp_core.models.utils.instantiate.importlib.x"])
