@@ -15,12 +15,21 @@ from lert_ds import config
 from lert_ds.cli import add_config_arguments, read_config
 from lert_ds.corpus.annotate import resolve_tag_sets
 from lert_ds.corpus.finish import refuse_output
-from lert_ds.corpus.plan import PLAN, Plan, make_plan, refuse_another_plan, save_plan
+from lert_ds.corpus.outputs import (
+    BEGIN,
+    FINISH,
+    damaged,
+    forget_damaged,
+    is_installed,
+    record,
+)
+from lert_ds.corpus.plan import Plan, load_plan, make_plan, refuse_another_plan, save_plan
 from lert_ds.corpus.settings import LEARN, PrepareConfig
 from lert_ds.corpus.vocabulary import load_tokenizer, save_tokenizer
 from lert_ds.corpus.work import Work
 from lert_ds.data.shards import HELD_OUT, read_manifest
 from lert_ds.errors import ConfigError
+from lert_ds.files import remove_folder, sweep
 from lert_ds.show import show
 
 log = logging.getLogger(__name__)
@@ -34,7 +43,7 @@ _WORK_FILES = frozenset(
     {
         *("plan.json", "lock", "logs", "tokenizer", "tag_sets.json", "pieces", "tags", "signed"),
         *("signatures", "duplicates", "annotated", "divide.json", "corpus", "packed"),
-        *("finished", "replaced", "error.json"),
+        *("finished", "error.json", "done"),
     }
 )
 
@@ -73,36 +82,59 @@ def prepare(prepare_config: PrepareConfig) -> None:
     from lert_ds.corpus.build import make_filter, run_stages  # datatrove takes a second to import
 
     output = prepare_config.output
+    work = Work(prepare_config.work)
+    sweep(output.absolute().parent, output.name)
+    sweep(work.root.parent, work.root.name)
+    sweep(work.root, deep=True)
+    if _was_ended_after_the_move(work, prepare_config):
+        _tell_result(output)
+        return
     refuse_output(output, prepare_config.overwrite)
     for arguments in prepare_config.filters:
         make_filter(arguments)
     plan = make_plan(prepare_config)
-    work = Work(prepare_config.work)
     _make_folder(work.root)
     # Each task has its core; libraries that would take all of them slow each other down.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if prepare_config.executor.tasks_at_once(plan.tasks) > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(prepare_config.executor.cpus_per_task))
     with _locked(work.root):
-        if work.finished and work.corpus.exists():  # it was stopped while it moved the corpus
-            work.install()
-        else:
+        try:
             _begin(work, prepare_config, plan)
             _tell_plan(plan)
             if not run_stages(work, prepare_config.executor):
                 log.info("submitted; the last job writes %s; logs are in %s", output, work.root)
                 return
-        shutil.rmtree(work.root)
+            remove_folder(work.root)
+        finally:
+            sweep(work.root, deep=True)  # of workers that were ended in the middle
     _tell_result(output)
+
+
+def _was_ended_after_the_move(work: Work, prepare_config: PrepareConfig) -> bool:
+    """Clear the work folder of a run that was killed when only that was left of it to do.
+
+    Return whether it was the same run, so that nothing else is left to do now.
+    """
+    if not work.finished or not is_installed(work):
+        return False
+    with _locked(work.root):
+        same = damaged(work, BEGIN) is None
+        same = same and load_plan(work.root).config == prepare_config.of_the_corpus()
+        remove_folder(work.root)
+    return same
 
 
 def _begin(work: Work, prepare_config: PrepareConfig, plan: Plan) -> None:
     """Make the work folder ready: as it was left, or anew."""
     begun = any((work.root / "logs").glob("*/completions/*"))
-    if begun and (work.root / PLAN).exists() and not work.finished:
+    if begun and (name := damaged(work, BEGIN)) is not None:
+        log.warning("%s: it is not as it was written; all begins anew", work.root / name)
+    elif begun and (work.corpus.exists() or not work.finished):
         try:
             refuse_another_plan(work.root, plan)
             log.info("going on with %s", work.root)
+            _mend(work)
             return
         except ConfigError:
             if not prepare_config.overwrite:
@@ -114,12 +146,21 @@ def _begin(work: Work, prepare_config: PrepareConfig, plan: Plan) -> None:
     if prepare_config.annotator.tag_sets != "collect":
         work.write("tag_sets.json", resolve_tag_sets(prepare_config.annotator, ()))
     save_plan(work.root, plan)
+    record(work, BEGIN)
+
+
+def _mend(work: Work) -> None:
+    """Let all be done again whose files are missing, cut short or changed."""
+    stages = [path.name for path in (work.root / "logs").iterdir() if path.is_dir()]
+    forgotten = forget_damaged(work, [name for name in stages if name != FINISH])
+    if work.finished and (forgotten or damaged(work, FINISH) is not None):
+        work.reopen()
 
 
 def _make_folder(root: Path) -> None:
-    foreign = (
-        sorted(p.name for p in root.iterdir() if p.name not in _WORK_FILES) if root.is_dir() else []
-    )
+    names = [path.name for path in root.iterdir()] if root.is_dir() else []
+    # What has a dot is being written, by a run that has the lock.
+    foreign = sorted(n for n in names if n not in _WORK_FILES and not n.startswith("."))
     if foreign:
         raise ConfigError(
             f"{root}: it holds {foreign[0]}, which is not of an interrupted run; the folder is "

@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +22,13 @@ from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, Slurm
 from datatrove.pipeline import filters as datatrove_filters
 from datatrove.utils.logging import logger as datatrove_log
 
-from lert_ds.corpus import steps
+from lert_ds.corpus import outputs, steps
 from lert_ds.corpus.assemble import assemble
 from lert_ds.corpus.finish import finish
 from lert_ds.corpus.progress import watch
 from lert_ds.corpus.settings import LEARN, ExecutorConfig
 from lert_ds.corpus.work import Work
-from lert_ds.corpus.workers import noticing_dead_workers, preload
+from lert_ds.corpus.workers import run_tasks
 from lert_ds.errors import ConfigError, CorpusError, UserError
 
 
@@ -87,6 +88,7 @@ class FilterStep:
 class TaskStep:
     """Last step of a pipeline, or its only one: a function of `steps`."""
 
+    stage: str
     root: Path
     function: Callable[..., None]
     takes: Literal["documents", "task", "work"]
@@ -100,6 +102,8 @@ class TaskStep:
         arguments = (work, rank, data)[: ("work", "task", "documents").index(self.takes) + 1]
         try:
             self.function(*arguments, *((self.tally,) if self.tally else ()))
+            if self.stage != outputs.FINISH:  # it records before it moves the corpus away
+                outputs.record(work, self.stage, rank)
         except UserError as error:
             work.write("error.json", {"message": str(error)})
             raise
@@ -115,11 +119,14 @@ def stages(work: Work) -> list[Stage]:
         tally = steps.Tally()
         filters = [FilterStep(arguments, tally) for arguments in config.filters]
         counted = tally if function is steps.annotate else None
-        last = TaskStep(root, function, "documents", counted)
+        last = TaskStep(name, root, function, "documents", counted)
         return Stage(name, title, tasks, [ReadStep(root, tally, sample), *filters, last])
 
     def once(name: str, title: str, function: Callable[..., None]) -> Stage:
-        return Stage(name, title, 1, [TaskStep(root, function, "work")])
+        return Stage(name, title, 1, [TaskStep(name, root, function, "work")])
+
+    def each(name: str, title: str, number: int, function: Callable[..., None]) -> Stage:
+        return Stage(name, title, number, [TaskStep(name, root, function, "task")])
 
     plan = []
     if config.tokenizer == LEARN:
@@ -130,13 +137,12 @@ def stages(work: Work) -> list[Stage]:
         plan.append(once("rank", "ranking tags", steps.rank))
     if config.deduplicate == "exact":
         plan.append(reading("sign", "hashing sentences", steps.sign_sentences))
-        compare = [TaskStep(root, steps.compare_bucket, "task")]
-        plan.append(Stage("compare", "comparing sentences", work.plan.buckets, [*compare]))
+        buckets = work.plan.buckets
+        plan.append(each("compare", "comparing sentences", buckets, steps.compare_bucket))
     plan.append(reading("annotate", f"annotating ({config.annotator.kind})", steps.annotate))
     plan.append(once("divide", "dividing documents", steps.divide))
-    aligning = [TaskStep(root, assemble, "task")]
-    plan.append(Stage("assemble", "aligning and packing", tasks, [*aligning]))
-    plan.append(once("finish", "writing the manifest", finish))
+    plan.append(each("assemble", "aligning and packing", tasks, assemble))
+    plan.append(once(outputs.FINISH, "writing the manifest", finish))
     return plan
 
 
@@ -161,24 +167,36 @@ def run_stages(work: Work, executor: ExecutorConfig) -> bool:
 
 
 class _LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
-    """datatrove's executor; what its tasks print goes to a file."""
+    """datatrove's executor over worker processes of ours; what its tasks print goes to a file."""
 
-    def _launch_run_for_rank(self, rank: int, *arguments: Any, **more: Any) -> Any:
+    title = ""
+
+    def run(self) -> None:
+        """Run the tasks of this machine that are not completed."""
+        first = self.local_rank_offset
+        tasks = self.get_incomplete_ranks(range(first, first + self.local_tasks))
+        if (workers := min(self.workers, len(tasks))) > 1:
+            run_tasks(self.run_task, tasks, workers, self.title, __name__)
+            return
+        for task in tasks:
+            deepcopy(self).run_task(task)  # its steps count for one task
+
+    def run_task(self, task: int) -> None:
+        """Do one task and mark it as completed."""
         with _quiet(Path(self.logging_dir.path)):
-            return super()._launch_run_for_rank(rank, *arguments, **more)
+            self._run_for_rank(task)
 
 
 def _run_here(stage: Stage, folder: Path, executor: ExecutorConfig) -> None:
-    workers = executor.tasks_at_once(stage.tasks)
-    preload(__name__)
     runner = _LocalExecutor(
         pipeline=stage.pipeline,
         tasks=stage.tasks,
-        workers=workers,
+        workers=executor.tasks_at_once(stage.tasks),
         logging_dir=str(folder),
         **executor.arguments,
     )
-    with _quiet(folder), noticing_dead_workers(stage.title, workers):
+    runner.title = stage.title
+    with _quiet(folder):
         runner.run()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lert_ds.corpus import outputs
 from lert_ds.corpus.assemble import SIDES, TRAIN
 from lert_ds.corpus.corpus_statistics import render, summarise
 from lert_ds.corpus.vocabulary import Vocabulary, load_tokenizer, save_tokenizer
@@ -74,6 +75,7 @@ def finish(work: Work) -> None:
             counts += _counts_of_all(work, annotated)
             _move_annotations(work)
         _write_side(work, folder, vocabulary, summaries[side], counts, records, side, speed)
+    outputs.record(work, outputs.FINISH)
     work.install()
 
 

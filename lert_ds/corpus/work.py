@@ -3,6 +3,7 @@
 OUTPUT.work/
   plan.json  lock               what is to be done; who is doing it
   logs/STAGE/                   datatrove's logs, and which tasks are completed
+  done/STAGE/                   what each of them has written, by hash: see outputs.py
   tokenizer/  tag_sets.json     ready before the first sentence is annotated
   pieces/ tags/ signatures/ duplicates/      of the stages that some configurations need
   annotated/00000.jsonl.zst  00000.json      sentences of a task, and its record
@@ -23,7 +24,7 @@ from typing import Any
 from lert_ds import config
 from lert_ds.corpus.plan import Plan, load_plan
 from lert_ds.corpus.settings import PrepareConfig
-from lert_ds.files import fsync_folder, write_json, write_whole
+from lert_ds.files import replace_folder, write_json, write_whole
 
 FINISHED = "finished"
 
@@ -98,14 +99,14 @@ class Work:
         """Move the complete corpus to its place, in one rename; what was there is removed."""
         if not self.finished:
             write_whole(self.root / FINISHED, lambda file: file.write(b""))
-        replaced = self.root / "replaced"
         if self.corpus.exists():
-            if self.output.exists():
-                self.output.rename(replaced)
-            self.corpus.rename(self.output)
-            fsync_folder(self.output.parent)
-        for name in ("replaced", "annotated", "signatures", "duplicates", "pieces", "packed"):
+            replace_folder(self.corpus, self.output)
+        for name in ("corpus", "annotated", "signatures", "duplicates", "pieces", "packed"):
             shutil.rmtree(self.root / name, ignore_errors=True)
+
+    def reopen(self) -> None:
+        """Take back that the corpus is complete: part of it was damaged before it was moved."""
+        (self.root / FINISHED).unlink(missing_ok=True)
 
 
 def total(counters: Iterator[dict[str, int]]) -> Counter[str]:

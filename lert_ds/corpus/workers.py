@@ -1,65 +1,72 @@
-"""The worker processes of datatrove's local pools: start them fast, and notice when one dies."""
+"""Tasks in worker processes, none of which outlives the run: started fast, and noticed when killed.
 
-import contextlib
+datatrove's own pool waits for ever for the task of a worker that was killed, and its workers go on
+when the process that started them is.
+"""
+
+import multiprocessing
+import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
-
-import multiprocess  # type: ignore[import-untyped]  # the fork of the standard's that datatrove uses
 
 from lert_ds.errors import CorpusError
 
-_POLL_SECONDS = 1.0
-_SIGNAL = signal.SIGUSR1  # SIGINT is ignored where a shell runs us in the background
+_SIGNAL_SECONDS = 0.3
+"""In which a signal to all processes of a run also reaches this one."""
+_END_SECONDS = 5.0
 
 
-def preload(module: str) -> None:
-    """Import `module` once, in the server that the workers of all stages are forked from."""
-    multiprocess.set_forkserver_preload([module])
-
-
-@contextlib.contextmanager
-def noticing_dead_workers(title: str, workers: int) -> Iterator[None]:
-    """Turn the death of a worker into an error: its pool would wait for its task for ever.
+def run_tasks(
+    call: Callable[[int], Any], tasks: Sequence[int], workers: int, title: str, preload: str
+) -> list[Any]:
+    """Return `call(task)` of all `tasks`, in any order; the first error ends them all.
 
     Args:
-        title: what the workers do, for the message.
-        workers: size of the pool.
+        call: Can be pickled, as can what it returns and raises.
+        tasks: What it takes.
+        workers: Processes that do them.
+        title: What they do, for the message.
+        preload: Module that is imported once, in the server that the workers are forked from.
 
     Raises:
         CorpusError: a worker was killed.
     """
-    if workers == 1 or threading.current_thread() is not threading.main_thread():
-        yield  # no pool, or nobody who can be interrupted
-        return
-    stop = threading.Event()
-    # Processes are numbered: after this one come datatrove's manager, then the pool's workers.
-    last = _number(multiprocess.Process()) + 1 + workers
-
-    def look() -> None:
-        while not stop.wait(_POLL_SECONDS):
-            children = [c for c in multiprocess.active_children() if "PoolWorker" in c.name]
-            if any(_number(child) > last for child in children):  # the pool has replaced one
-                signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
-                return
-
-    def interrupt(*_: object) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([preload])
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, context, _live_no_longer_than_the_parent)
+    try:
+        futures = [pool.submit(call, task) for task in tasks]
+        return [future.result() for future in as_completed(futures)]
+    except BrokenProcessPool as error:
+        time.sleep(_SIGNAL_SECONDS)  # all were told to end: then that is what is said
         raise CorpusError(
             f"{title}: a worker was killed, most often for want of memory; what is finished "
             "stays: run again with fewer executor.workers or a smaller split_megabytes"
-        )
-
-    thread = threading.Thread(target=look, daemon=True)
-    before = signal.signal(_SIGNAL, interrupt)
-    thread.start()
-    try:
-        yield
+        ) from error
     finally:
-        stop.set()
-        thread.join()
-        signal.signal(_SIGNAL, before)
+        # Not the orderly way: it waits for the tasks that are under way.
+        pool.shutdown(wait=False, cancel_futures=True)
+        children = [p for p in multiprocessing.active_children() if p not in others]
+        for child in children:
+            child.kill()
+        for child in children:
+            child.join(_END_SECONDS)
 
 
-def _number(process: Any) -> int:
-    return int(str(process.name).rpartition("-")[2].rpartition(":")[2])
+def _live_no_longer_than_the_parent() -> None:
+    """End this worker when the process that started it ends, killed or not."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent ends the others
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

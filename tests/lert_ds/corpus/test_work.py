@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lert_ds import files
 from lert_ds.corpus.work import Work, total
 
 MakeWork = Callable[..., Work]
@@ -30,20 +31,33 @@ def test_records_are_in_the_order_of_the_plan(work: Work) -> None:
     assert total(iter([{"a": 1}, {"a": 2, "b": 1}])) == {"a": 3, "b": 1}
 
 
-@pytest.mark.parametrize("stopped", ["not", "before the move", "between the renames"])
-def test_installing_replaces_the_output_whenever_it_was_stopped(work: Work, stopped: str) -> None:
+@pytest.mark.parametrize("stopped", ["not", "before the move"])
+@pytest.mark.parametrize("exchanging", [True, False])
+def test_installing_replaces_the_output_whenever_it_was_stopped(
+    work: Work, stopped: str, exchanging: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchanging:  # as on a disk of a network
+        monkeypatch.setattr(files, "exchange", lambda one, other: False)
     work.corpus.mkdir()
     (work.corpus / "manifest.json").write_text("new")
     work.output.mkdir()
     (work.output / "manifest.json").write_text("old")
     if stopped != "not":
         (work.root / "finished").touch()
-    if stopped == "between the renames":
-        work.output.rename(work.root / "replaced")
     work.install()
     assert (work.output / "manifest.json").read_text() == "new"
     assert work.finished
     assert not work.corpus.exists()
-    assert not (work.root / "replaced").exists()
+    assert sorted(path.name for path in work.root.parent.glob("*corpus*")) == [
+        "corpus",
+        "corpus.work",
+    ]
     work.install()  # again, it does nothing
     assert (work.output / "manifest.json").read_text() == "new"
+
+
+def test_what_is_no_longer_complete_is_open_again(work: Work) -> None:
+    (work.root / "finished").touch()
+    work.reopen()
+    work.reopen()
+    assert not work.finished
