@@ -27,7 +27,7 @@ from distill.teacher import (
     place_teacher,
     teacher_lines,
 )
-from lert_ds import arithmetic, cli, distributed, model_dir, training, training_run
+from lert_ds import arithmetic, cli, distributed, model_dir, run_folder, training, training_run
 from lert_ds.config import Names
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError
@@ -141,7 +141,7 @@ def distill(config: DistillRun, corpora: training_run.Corpora) -> None:
     student = make_student(config.student, plan.student, models[0])
     training.set_up_model(config, student)
     train_heads(student, config.lip.tasks)
-    with training.prepared(config, corpora):
+    with run_folder.prepared(config, corpora) as peers:
         logger.info(_explain(plan, processes))
         teachers = [
             Teacher(source, _place(config, model), weight)
@@ -163,10 +163,11 @@ def distill(config: DistillRun, corpora: training_run.Corpora) -> None:
             objective,
             corpora,
             plan.numbers,
+            peers,
             options=objective.parameter_options(config.train.learning_rate),
             lines=_lines(config, corpora, teachers),
         )
-        if distributed.is_main():
+        if trained is not None and distributed.is_main():
             training.write_model(config, corpora, student.config, trained, prefix="student")
         distributed.barrier()
 
@@ -195,7 +196,7 @@ def _asked_tasks(config: DistillRun) -> dict[str, float]:
 def _lines(
     config: DistillRun, corpora: training_run.Corpora, teachers: Sequence[Teacher]
 ) -> dict[str, dict[str, float]]:
-    evaluation = training.data_of(config, corpora).evaluation
+    evaluation = training.data_of(config, corpora, config.train.micro_batch_size).evaluation
     if evaluation is None:
         return {}
     tag_sets: TagSets = {str(task): corpora.train.tag_sets[task] for task in config.lip.tasks}

@@ -90,6 +90,18 @@ def dump(config: Config) -> dict[str, Any]:
     return tree
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return what differs between two dumped configurations: `key: old → new`."""
+    found = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}: {json.dumps(old)} → {json.dumps(new)}")
+    return found
+
+
 def describe(cls: type[Config]) -> str:
     """Return the keys of `cls`, one a line: name, default, meaning."""
     rows = list(_fields(cls, ""))

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from lert_ds import cli, distributed, model_dir, training, training_run
+from lert_ds import cli, distributed, model_dir, run_folder, training, training_run
 from lert_ds.architecture import ArchitectureConfig
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError
@@ -86,10 +86,10 @@ def pretrain(config: PretrainRun, corpora: training_run.Corpora) -> None:
         logger.warning("%s: no tags for %s", config.corpus[0], ", ".join(without))
     lip = config.lip.model_copy(update={"tasks": model_config.tasks})
     objective = PretrainingObjective(model, lip, config.train.steps)
-    with training.prepared(config, corpora):
+    with run_folder.prepared(config, corpora) as peers:
         logger.info(training_run.explain(config, numbers, facts, processes))
-        trained = training.fit(config, objective, corpora, numbers)
-        if distributed.is_main():
+        trained = training.fit(config, objective, corpora, numbers, peers)
+        if trained is not None and distributed.is_main():
             training.write_model(config, corpora, model.config, trained, prefix="model")
         distributed.barrier()
 

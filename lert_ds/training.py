@@ -8,12 +8,11 @@ A command builds the objective; pre-training, distillation and recovery differ i
 import importlib.metadata
 import logging
 import platform
-import shutil
 import subprocess
 import time
 import types
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,27 +23,27 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lert_ds import arithmetic, distributed, model_dir
-from lert_ds.config import dump
+from lert_ds.config import differences, dump
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.data.loader import evaluation_batches, training_batches
 from lert_ds.data.sampler import MicroBatches
-from lert_ds.errors import CheckpointError
+from lert_ds.errors import CheckpointError, UserError
 from lert_ds.fast_dropout import use_fast_dropout
-from lert_ds.files import refuse_finished, write_json
+from lert_ds.files import write_json
 from lert_ds.labels import IGNORE_INDEX
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
 from lert_ds.train.checkpoint import Checkpoints
-from lert_ds.train.engine import Engine, join_processes, leave_processes
+from lert_ds.train.engine import Engine
+from lert_ds.train.interruption import Interruption
 from lert_ds.train.optim import ParameterOptions
-from lert_ds.train.tracking import WANDB_ID, Reporter
-from lert_ds.train.trainer import Data, Trainer
+from lert_ds.train.peers import Peers
+from lert_ds.train.tracking import Reporter
+from lert_ds.train.trainer import Data, Surroundings, Trainer
+from lert_ds.train.watchdog import Watchdog
 from lert_ds.training_run import Arithmetic, Corpora, TrainingRun
 
 logger = logging.getLogger(__name__)
-
-FINISHED = "model/config.json"
-"""What a finished run folder holds."""
 
 
 @dataclass(frozen=True)
@@ -54,41 +53,6 @@ class Trained:
     weights: dict[str, Tensor]
     """Parameters of the objective by name, whole, fp32, on the host."""
     summary: dict[str, Any]
-
-
-@contextmanager
-def prepared(run: TrainingRun, corpora: Corpora) -> Iterator[None]:
-    """Join the processes, verify the corpora, and make the run folder; leave at the end.
-
-    The folder is cleared where `overwrite` says so, after every process has checked what it can.
-
-    Raises:
-        ConfigError: the output folder holds a finished result, or is a file.
-        CorpusError: a shard is not what its manifest says.
-    """
-    refuse_finished(run.output, FINISHED, run.overwrite)
-    join_processes()
-    try:
-        for corpus in (corpora.train, corpora.valid):
-            if corpus is not None:  # the processes of a host share the hashing
-                corpus.verify(distributed.local_rank(), distributed.local_world_size())
-        distributed.barrier()
-        if distributed.is_main():
-            _make_folder(run)
-        distributed.barrier()
-        yield
-    finally:
-        leave_processes()
-
-
-def _make_folder(run: TrainingRun) -> None:
-    if run.overwrite or run.resume == "never":
-        for name in ("checkpoints", "model", "tensorboard"):
-            shutil.rmtree(run.output / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "summary.json", "report.html", WANDB_ID):
-            (run.output / name).unlink(missing_ok=True)
-    run.output.mkdir(parents=True, exist_ok=True)
-    write_json(run.output / "config.json", dump(run))
 
 
 def set_up_model(run: TrainingRun, model: PreTrainedModel) -> None:
@@ -106,48 +70,57 @@ def fit(
     objective: nn.Module,
     corpora: Corpora,
     numbers: Arithmetic,
+    peers: Peers,
     *,
     options: Mapping[str, ParameterOptions] = types.MappingProxyType({}),
     lines: Mapping[str, Mapping[str, float]] = types.MappingProxyType({}),
-) -> Trained:
-    """Train `objective` to the end; all processes must call it.
+) -> Trained | None:
+    """Train `objective` to the end, or until something asks to stop; all processes must call it.
+
+    Returns:
+        What was trained; None where it was stopped before the end, with a checkpoint.
 
     Args:
         run: The run's configuration.
         objective: What is trained.
         corpora: On what.
         numbers: The run's arithmetic.
+        peers: The processes, as `prepared` gives them.
         options: Name of a submodule to what differs for its parameters.
         lines: Metric to what else is known of it (a teacher's value), for the report.
 
     Raises:
-        CheckpointError: the output folder's checkpoint is of another corpus or layout.
+        CheckpointError: the output folder's checkpoint is of another corpus or model.
         NonFiniteError: the loss or a gradient is inf or nan.
     """
     started = time.time()
     engine = Engine(objective, run.optimizer, numbers.tree, options)
-    checkpoints = Checkpoints(run.output / "checkpoints", run.train.keep_checkpoints)
     reporter = Reporter(run.tracking, run.output, run.train.steps, dump(run), distributed.is_main())
-    trainer = Trainer(
-        engine,
-        objective,  # type: ignore[arg-type]
-        data_of(run, corpora),
-        run.train,
-        run.schedule,
-        reporter=reporter,
-        checkpoints=checkpoints,
-        seed=run.seed,
-        flops_per_token=numbers.flops_per_token,
-        peak_flops=_peak_flops(engine),
-    )
-    try:
+    with closing(reporter), _watched(run, reporter, peers) as (watchdog, interruption):
+        checkpoints = Checkpoints(
+            run.output / "checkpoints",
+            peers,
+            keep=run.train.keep_checkpoints,
+            keep_every=run.train.keep_every,
+            background=run.train.save_in_background,
+        )
+        trainer = Trainer(
+            engine,
+            objective,  # type: ignore[arg-type]
+            data_of(run, corpora, numbers.micro_batch_size),
+            run.train,
+            run.schedule,
+            Surroundings(reporter, checkpoints, peers, interruption, watchdog),
+            seed=run.seed,
+            flops_per_token=numbers.flops_per_token,
+            peak_flops=_peak_flops(engine),
+        )
         state = {"corpus": corpora.fingerprint, "seed": run.seed, "config": dump(run)}
-        if (tag := checkpoints.newest()) is not None:
-            _check_same_run(trainer.resume(tag), state, tag, run)
+        _resume(run, trainer, checkpoints, reporter, state)
         valid = trainer.fit(state)
+        if trainer.stopped_by is not None:
+            return None
         weights = engine.full_weights()
-    finally:
-        reporter.close()
     summary = {
         "steps": trainer.step,
         "samples": trainer.samples,
@@ -161,18 +134,56 @@ def fit(
     return Trained(weights, summary)
 
 
-def _check_same_run(
-    saved: dict[str, Any], state: dict[str, Any], tag: str, run: TrainingRun
+@contextmanager
+def _watched(
+    run: TrainingRun, reporter: Reporter, peers: Peers
+) -> Iterator[tuple[Watchdog, Interruption]]:
+    """Watch over the body: signals stop it in good order, hangs and failures end all processes."""
+    watchdog = Watchdog(run.train.timeout_seconds, peers, reporter.record)
+    with Interruption(run.train.stop_before_hours) as interruption:
+        watchdog.start()
+        try:
+            yield watchdog, interruption
+        except BaseException as error:
+            code = 2 if isinstance(error, UserError) else 1
+            watchdog.fail(f"{type(error).__name__}: {error}", code)
+            error.add_note(f"on {watchdog.whereabouts()}")
+            raise
+        watchdog.close()
+
+
+def _resume(
+    run: TrainingRun,
+    trainer: Trainer,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    state: dict[str, Any],
 ) -> None:
+    """Go on from the newest whole checkpoint, where there is one, and tell how this differs."""
+    found = checkpoints.newest(run.resume if run.resume.startswith("step-") else None)
+    if found is None:
+        return
+    saved = trainer.resume(found.tag)
+    for line in found.skipped:
+        reporter.event(
+            trainer.step, f"passed over {line}; set aside as skipped-{line.partition(':')[0]}"
+        )
     for key, meaning in (("corpus", "another corpus"), ("seed", "another seed")):
         if saved.get(key) != state[key]:
             raise CheckpointError(
-                f"{run.output / 'checkpoints' / tag}: it was trained with {meaning}; go on with "
+                f"{checkpoints.folder / found.tag}: it was trained with {meaning}; go on with "
                 "that one, or start over with overwrite=true"
             )
+    if (before := saved["config"]["optimizer"]["name"]) != run.optimizer.name:
+        raise CheckpointError(
+            f"{checkpoints.folder / found.tag}: it was trained with optimizer.name = {before}, not "
+            f"{run.optimizer.name}; go on with that one, or start over with overwrite=true"
+        )
+    if changes := differences(saved["config"], state["config"]):
+        reporter.event(trainer.step, f"goes on with other settings: {'; '.join(changes)}")
 
 
-def data_of(run: TrainingRun, corpora: Corpora) -> Data:
+def data_of(run: TrainingRun, corpora: Corpora, micro_batch_size: int) -> Data:
     """Return this process's batches of a run."""
     train, pin = run.train, torch.cuda.is_available()
 
@@ -181,7 +192,7 @@ def data_of(run: TrainingRun, corpora: Corpora) -> Data:
             corpus_size=len(corpora.train),
             seed=run.seed,
             batch_size=train.batch_size,
-            micro_batch_size=train.micro_batch_size,
+            micro_batch_size=micro_batch_size,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             start=samples,
@@ -195,7 +206,7 @@ def data_of(run: TrainingRun, corpora: Corpora) -> Data:
         return evaluation_batches(
             corpora.valid,
             run.masking,
-            train.micro_batch_size,
+            micro_batch_size,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )

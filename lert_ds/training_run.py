@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from lert_ds import arithmetic
 from lert_ds.config import Config, Paths
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.data.masking import MaskingConfig
-from lert_ds.data.sampler import check_batch_size
+from lert_ds.data.sampler import solve_micro_batch_size
 from lert_ds.data.shards import HELD_OUT, MANIFEST, Corpus
 from lert_ds.errors import ConfigError, CorpusError
 from lert_ds.labels import LTP_TAGS, TagSets
@@ -44,8 +44,9 @@ class TrainingRun(Config):
     """DeepSpeed's JSON: ZeRO stage, offload, precision, communication."""
     seed: int = Field(20221110, ge=0, lt=2**63)
     """Of the first weights, the order of instances, their masks and dropout."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the newest checkpoint in the output folder; never: start from step 0."""
+    resume: str = Field("auto", pattern=r"^(auto|never|step-\d+)$")
+    """auto: go on from the newest whole checkpoint in the output folder; never: start from step 0;
+    step-N: go back to that one, and set the newer ones aside."""
     overwrite: bool = False
     """Replace what the output folder holds, finished or not."""
     fast_dropout: bool = True
@@ -133,6 +134,8 @@ class Arithmetic:
     shape: arithmetic.Shape
     parameters: int
     masked_share: float
+    micro_batch_size: int
+    """Instances a forward pass: the largest divisor of a process's share up to the run's."""
     accumulation: int
     tree: dict[str, Any]
     """DeepSpeed's resolved configuration."""
@@ -191,13 +194,13 @@ def work_out(
         ConfigError: the batch does not divide, or DeepSpeed's JSON contradicts the run.
     """
     train = run.train
-    check_batch_size(train.batch_size, train.micro_batch_size, processes)
-    accumulation = train.batch_size // (train.micro_batch_size * processes)
+    micro_batch_size = solve_micro_batch_size(train.batch_size, train.micro_batch_size, processes)
+    accumulation = train.batch_size // (micro_batch_size * processes)
     tree = deepspeed_config.resolve(
         run.deepspeed,
         {
             "train_batch_size": train.batch_size,
-            "train_micro_batch_size_per_gpu": train.micro_batch_size,
+            "train_micro_batch_size_per_gpu": micro_batch_size,
             "gradient_accumulation_steps": accumulation,
             "gradient_clipping": train.gradient_clipping,
         },
@@ -210,7 +213,7 @@ def work_out(
         stage=deepspeed_config.stage(tree),
         precision=deepspeed_config.precision(tree),
         processes=processes,
-        micro_batch_size=train.micro_batch_size,
+        micro_batch_size=micro_batch_size,
         length=length,
         masked_share=masked_share,
         checkpointing=train.gradient_checkpointing,
@@ -218,7 +221,9 @@ def work_out(
         offload_parameters=deepspeed_config.offloads_parameters(tree),
     )
     flops = arithmetic.flops_per_token(shape, length, masked_share)
-    return Arithmetic(shape, parameters, masked_share, accumulation, tree, flops, memory)
+    return Arithmetic(
+        shape, parameters, masked_share, micro_batch_size, accumulation, tree, flops, memory
+    )
 
 
 def explain(run: TrainingRun, numbers: Arithmetic, facts: CorpusFacts, processes: int) -> str:
@@ -236,8 +241,13 @@ def explain(run: TrainingRun, numbers: Arithmetic, facts: CorpusFacts, processes
         ("parameters", f"{numbers.parameters:,}"),
         (
             "batch",
-            f"{train.batch_size:,} instances = {train.micro_batch_size} a micro-batch × "
-            f"{numbers.accumulation} accumulated × {processes} processes",
+            f"{train.batch_size:,} instances = {numbers.micro_batch_size} a micro-batch × "
+            f"{numbers.accumulation} accumulated × {processes} processes"
+            + (
+                ""
+                if numbers.micro_batch_size == train.micro_batch_size
+                else f" (train.micro_batch_size = {train.micro_batch_size} does not divide)"
+            ),
         ),
         ("corpus", corpus),
         ("held out", f"{facts.held_out:,} instances" if facts.held_out else "none"),

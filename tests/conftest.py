@@ -122,11 +122,11 @@ def command_line(
 
     Arguments, and the exit code that is expected → what it printed.
     """
-    from lert_ds import cli, training
+    from lert_ds import cli, run_folder
 
     monkeypatch.chdir(ROOT)
     # DeepSpeed cannot join a second group.
-    monkeypatch.setattr(training, "leave_processes", lambda: None)
+    monkeypatch.setattr(run_folder, "leave_processes", lambda: None)
 
     def call(arguments: Sequence[str], code: int = 0) -> str:
         if code:

@@ -240,5 +240,6 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _start_worker(_worker: int) -> None:
-    """Leave Ctrl-C to the process that trains: it ends its workers; they print no traceback."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave signals to the process that trains: it saves first, and its workers go with it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -99,8 +99,7 @@ def _hash(values: Unsigned) -> Unsigned:
 class MicroBatches:
     """The micro-batches of one rank, without end.
 
-    Raises:
-        ConfigError: `batch_size` is no multiple of `micro_batch_size * world_size`.
+    `batch_size` must be a multiple of `micro_batch_size * world_size`.
     """
 
     corpus_size: int
@@ -117,7 +116,7 @@ class MicroBatches:
     `batch_size`, which may have changed since: the first step begins at just that sample."""
 
     def __post_init__(self) -> None:
-        check_batch_size(self.batch_size, self.micro_batch_size, self.world_size)
+        assert self.batch_size % (self.micro_batch_size * self.world_size) == 0
         assert self.corpus_size > 0
         assert 0 <= self.rank < self.world_size
         assert self.start >= 0
@@ -144,23 +143,25 @@ class MicroBatches:
             yield MicroBatch(number, self.samples(number))
 
 
-def check_batch_size(batch_size: int, micro_batch_size: int, world_size: int) -> None:
-    """Refuse a global batch that cannot be dealt evenly.
+def solve_micro_batch_size(batch_size: int, largest: int, world_size: int) -> int:
+    """Return the largest micro-batch up to `largest` that deals a global batch evenly.
+
+    The batch is science and stays; how many processes share it is the machine's, and may change
+    when a run is resumed.
 
     Raises:
-        ConfigError: names the batch sizes nearby that can.
+        ConfigError: the batch is no multiple of the processes; names what would be.
     """
-    unit = micro_batch_size * world_size
-    if batch_size % unit == 0:
-        return
-    below = batch_size // unit * unit
-    nearest = f"{below} or {below + unit}" if below else str(unit)
-    processes = f"{world_size} process" + ("es" if world_size > 1 else "")
-    raise ConfigError(
-        f"train.batch_size = {batch_size} is no multiple of train.micro_batch_size = "
-        f"{micro_batch_size} times {processes}, {unit}; set train.batch_size = {nearest}, "
-        "or change train.micro_batch_size"
-    )
+    share, rest = divmod(batch_size, world_size)
+    if rest:
+        below = share * world_size
+        nearest = f"{below} or {below + world_size}" if below else str(world_size)
+        fewer = next(n for n in range(world_size, 0, -1) if batch_size % n == 0)
+        raise ConfigError(
+            f"train.batch_size = {batch_size} is no multiple of {world_size} processes; set "
+            f"train.batch_size = {nearest}, or start {fewer} process{'es' if fewer > 1 else ''}"
+        )
+    return next(size for size in range(min(largest, share), 0, -1) if share % size == 0)
 
 
 def in_order(size: int, micro_batch_size: int, rank: int, world_size: int) -> list[range]:

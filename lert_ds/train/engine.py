@@ -1,11 +1,11 @@
 """The one home of DeepSpeed: an objective under its engine, behind a small typed surface."""
 
+import datetime
 import logging
 import os
 import socket
 import types
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +16,9 @@ from lert_ds import distributed
 from lert_ds.errors import CheckpointError, ConfigError
 from lert_ds.objective import Batch, StepOutput
 from lert_ds.train import deepspeed_config
+from lert_ds.train.fragments import WEIGHTS, Fragment, Fragments, Place, deal
 from lert_ds.train.optim import Lamb, Lion, OptimizerConfig, ParameterOptions, parameter_groups
+from lert_ds.train.optimizer_layout import Numbers, OptimizerLayout
 
 if not torch.cuda.is_available():
     # Before DeepSpeed is imported: it picks its accelerator then, and a CUDA compiler without a
@@ -40,8 +42,11 @@ class NonFiniteError(RuntimeError):
 _NON_FINITE_GRADIENT = "a gradient is inf or nan"
 
 
-def join_processes() -> None:
-    """Join the processes that the launcher started, or make a group of one."""
+def join_processes(timeout_seconds: float = 1800.0) -> None:
+    """Join the processes that the launcher started, or make a group of one.
+
+    `timeout_seconds`: how long a collective, or the joining, waits for a process.
+    """
     deepspeed_logger.setLevel(os.environ.get("LERT_DS_DEEPSPEED_LOG", "WARNING").upper())
     if torch.distributed.is_initialized():
         return
@@ -53,7 +58,7 @@ def join_processes() -> None:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     deepspeed.init_distributed(
         dist_backend=get_accelerator().communication_backend_name(), auto_mpi_discovery=False,
-        verbose=False,
+        verbose=False, timeout=datetime.timedelta(seconds=timeout_seconds),
     )  # fmt: skip
 
 
@@ -166,28 +171,49 @@ class Engine:
             values["skipped_steps"] = float(self._engine.skipped_steps)
         return values
 
-    def save(self, folder: Path, tag: str, state: Mapping[str, Any]) -> None:
-        """Write weights, optimizer and `state` to `folder / tag`; all processes must call it."""
-        self._engine.save_checkpoint(
-            str(folder), tag=tag, client_state=dict(state), save_latest=False
-        )
+    def snapshot(self, *, copy: bool) -> tuple[dict[str, Fragment], Numbers]:
+        """Return this process's share of weights and optimizer on the host, and its numbers.
 
-    def load(self, folder: Path, tag: str) -> dict[str, Any]:
-        """Read what `save` wrote, and return its `state`; all processes must call it.
+        What every process has (ZeRO 0) is dealt out. Without `copy` what is on the host already is
+        not copied: it must be written before the next step.
+        """
+        layout = OptimizerLayout(self._engine)
+        pieces = layout.pieces
+        if layout.replicated:
+            sizes = {piece.name: piece.length for piece in pieces}
+            mine = set(deal(sizes, distributed.world_size())[distributed.rank()])
+            pieces = [piece for piece in pieces if piece.name in mine]
+        fragments = {}
+        for piece in pieces:
+            tensors = {WEIGHTS: piece.of(piece.buffer), **layout.tensors(piece)}
+            fragments[piece.name] = Fragment(
+                Place(piece.start, piece.shape),
+                {kind: value.to("cpu", copy=copy) for kind, value in tensors.items()},
+            )
+        return fragments, layout.numbers()
+
+    def restore(self, fragments: Fragments, numbers: Numbers) -> None:
+        """Take the state that a checkpoint holds, whatever layout wrote it; all must call it.
 
         Raises:
-            CheckpointError: it was written by another number of processes or another ZeRO stage.
+            CheckpointError: it is of a model with other parameters.
         """
-        try:
-            path, state = self._engine.load_checkpoint(str(folder), tag=tag)
-        except (RuntimeError, ValueError, KeyError, AssertionError, FileNotFoundError) as error:
-            raise CheckpointError(
-                f"{folder / tag}: cannot be loaded with ZeRO {self.stage} in {self.precision} on "
-                f"{distributed.world_size()} processes; resume with what wrote it ({error})"
-            ) from error
-        if path is None:
-            raise CheckpointError(f"{folder / tag}: not a checkpoint of DeepSpeed")
-        return dict(state)
+        layout = OptimizerLayout(self._engine)
+        shapes = {piece.name: piece.shape for piece in layout.pieces}
+        for name, shape in shapes.items():
+            if (other := fragments.shapes.get(name)) != shape:
+                raise CheckpointError(
+                    f"{fragments.folder}: the model has {name} of shape {list(shape)}, the "
+                    f"checkpoint {'none' if other is None else f'of {list(other)}'}; resume with "
+                    "the model that wrote it, or start over with overwrite=true"
+                )
+        for piece in layout.pieces:
+            stretch = (piece.name, piece.start, piece.start + piece.length)
+            piece.of(piece.buffer).copy_(fragments.read(WEIGHTS, *stretch))
+            for kind in fragments.kinds - {WEIGHTS}:
+                layout.set_tensor(piece, kind, fragments.read(kind, *stretch))
+        layout.set_numbers(numbers)
+        layout.refresh_module()
 
     def full_weights(self) -> dict[str, Tensor]:
         """Return every parameter whole, in fp32 on the host, by its name in the objective.

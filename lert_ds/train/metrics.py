@@ -32,20 +32,33 @@ class MetricSums:
         One all-reduce for all names. A tensor of several pairs (classes) gives the mean of the
         ratios whose count is not 0; a metric without any count is left out.
         """
-        if not self._sums:
-            return {}
-        names = sorted(self._sums)
-        flat = sum_over_ranks(torch.cat([self._sums[name].reshape(-1) for name in names])).cpu()
-        values, place = {}, 0
-        for name in names:
-            size = self._sums[name].numel()
-            pairs = flat[place : place + size].reshape(-1, 2)
-            place += size
+        values = {}
+        for name, pairs in self._over_ranks().items():
             counted = pairs[pairs[:, 1] > 0]
             if len(counted):
                 values[name] = float((counted[:, 0] / counted[:, 1]).mean())
         self._sums = {}
         return values
+
+    def state(self) -> dict[str, list[list[float]]]:
+        """Return the sums so far over all ranks, for a checkpoint; all ranks must call it."""
+        return {name: pairs.tolist() for name, pairs in self._over_ranks().items()}
+
+    def restore(self, state: Mapping[str, list[list[float]]], device: torch.device) -> None:
+        """Go on from sums that `state` gave; one rank does, for all."""
+        for name, pairs in state.items():
+            values = torch.tensor(pairs, dtype=torch.float64, device=device)
+            self._sums[name] = values[0] if len(values) == 1 else values
+
+    def _over_ranks(self) -> dict[str, Tensor]:
+        """Return the pairs [pairs, 2] of each metric, summed in one all-reduce."""
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        flat = sum_over_ranks(torch.cat([self._sums[name].reshape(-1) for name in names])).cpu()
+        sizes = [self._sums[name].numel() for name in names]
+        parts = zip(names, torch.split(flat, sizes), strict=True)
+        return {name: part.reshape(-1, 2) for name, part in parts}
 
 
 def report_line(kind: str, step: int, values: Mapping[str, Any]) -> dict[str, Any]:

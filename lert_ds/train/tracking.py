@@ -100,7 +100,7 @@ class Reporter:
         self, config: TrackingConfig, folder: Path, steps: int, run: Mapping[str, Any], main: bool
     ) -> None:
         """Open what `config` asks for, on the main process only."""
-        self._main, self._path = main, folder / "metrics.jsonl"
+        self._main, self._path, self._step = main, folder / "metrics.jsonl", 0
         self._trackers: list[Tracker] = []
         self._progress: Progress | None = None
         if not main:
@@ -137,8 +137,14 @@ class Reporter:
         append_json_line(self._path, report_line("event", step, {"message": message}))
         self._say(f"step {step}: {message}")
 
+    def record(self, message: str) -> None:
+        """Record an event in metrics.jsonl alone; any thread may."""
+        if self._main:
+            append_json_line(self._path, report_line("event", self._step, {"message": message}))
+
     def advance(self, step: int) -> None:
-        """Move the progress bar to `step`."""
+        """Tell that `step` steps are done; the progress bar shows it."""
+        self._step = step
         if self._progress is not None:
             self._progress.update(self._task, completed=step)
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, NoReturn, Protocol, Self
 
 import numpy as np
 import psutil
@@ -13,11 +13,17 @@ from pydantic import model_validator
 from lert_ds import distributed
 from lert_ds.config import Config
 from lert_ds.objective import Batch
-from lert_ds.train.checkpoint import Checkpoints
+from lert_ds.train.checkpoint import Checkpoints, SaveError
+from lert_ds.train.checkpoint_folder import tag_of
 from lert_ds.train.engine import Engine, NonFiniteError
+from lert_ds.train.interruption import Interruption, reason
 from lert_ds.train.metrics import MetricSums
+from lert_ds.train.peers import Peers
 from lert_ds.train.schedule import ScheduleConfig, multiplier
 from lert_ds.train.tracking import Reporter
+from lert_ds.train.watchdog import Watchdog
+
+_WRITTEN, _WRITING = 1, 2
 
 
 class TrainConfig(Config):
@@ -28,7 +34,8 @@ class TrainConfig(Config):
     batch_size: int
     """Instances an optimizer step, over all processes."""
     micro_batch_size: int
-    """Instances a forward pass on one process; it times the processes divides batch_size."""
+    """Instances a forward pass on one process, at most: the largest number up to this that divides
+    a process's share of batch_size."""
     learning_rate: float
     """The full rate, reached at the end of the warm-up."""
     gradient_clipping: float = 1.0
@@ -41,8 +48,18 @@ class TrainConfig(Config):
     """Steps between two evaluations on the held-out corpus, and one at the end; 0 never."""
     save_every: int = 1000
     """Steps between two checkpoints, and one at the end; 0 never."""
+    save_in_background: bool = True
+    """Write checkpoints while training goes on, from a copy in the host's memory (12 bytes a
+    parameter, over all processes)."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this step stay for good; 0 none."""
+    stop_before_hours: float | None = None
+    """Save and stop before the process is this old, as if a signal had come: a job's time limit."""
+    timeout_seconds: float = 1800.0
+    """Without any progress for so long, every process ends with an error: more than the longest
+    pause that is sound, such as the first step with a slow compiler."""
     data_workers: int = 1
     """Processes that mask and collate ahead of the training; 0 does it in between."""
 
@@ -51,9 +68,14 @@ class TrainConfig(Config):
         for key in ("steps", "batch_size", "micro_batch_size", "report_every", "keep_checkpoints"):
             if (value := getattr(self, key)) < 1:
                 raise ValueError(f"{key} = {value}: must be 1 or more")
-        for key in ("evaluate_every", "save_every", "data_workers", "gradient_clipping"):
+        for key in (
+            "evaluate_every", "save_every", "data_workers", "gradient_clipping", "keep_every",
+        ):  # fmt: skip
             if (value := getattr(self, key)) < 0:
                 raise ValueError(f"{key} = {value}: must be 0 or more")
+        for key in ("timeout_seconds", "stop_before_hours"):
+            if (limit := getattr(self, key)) is not None and not limit > 0:
+                raise ValueError(f"{key} = {limit}: must be above 0")
         if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
             raise ValueError(f"learning_rate = {self.learning_rate}: must be above 0")
         return self
@@ -76,6 +98,16 @@ class Data(NamedTuple):
     """To the held-out batches; every process gets the same number of them."""
 
 
+class Surroundings(NamedTuple):
+    """What a trainer stands in: where its words go, and what can end it."""
+
+    reporter: Reporter
+    checkpoints: Checkpoints
+    peers: Peers
+    interruption: Interruption
+    watchdog: Watchdog
+
+
 class Trainer:
     """Trains until `config.steps`; every number it needs to resume is a count."""
 
@@ -86,9 +118,8 @@ class Trainer:
         data: Data,
         config: TrainConfig,
         schedule: ScheduleConfig,
+        around: Surroundings,
         *,
-        reporter: Reporter,
-        checkpoints: Checkpoints,
         seed: int,
         flops_per_token: float,
         peak_flops: float,
@@ -96,28 +127,41 @@ class Trainer:
         """Take the parts; `flops_per_token` and `peak_flops` (a process) are for the MFU alone."""
         self._engine, self._objective, self._data = engine, objective, data
         self._config, self._schedule = config, schedule
-        self._reporter, self._checkpoints = reporter, checkpoints
+        self._reporter, self._checkpoints = around.reporter, around.checkpoints
+        self._peers, self._interruption = around.peers, around.interruption
+        self._beat = around.watchdog.beat
         self._seed = seed
         self._flops_share = flops_per_token / (peak_flops * distributed.world_size())
         self.step = 0
         self.samples = 0
+        self.stopped_by: str | None = None
+        """What asked to stop before the end; a checkpoint is there."""
         self._sums = MetricSums()
         self._window = _Window()
+        self._step_seconds = self._save_seconds = 0.0
+        self._saved: str | None = None
 
     def resume(self, tag: str) -> dict[str, Any]:
         """Go on from a checkpoint and return its state; all processes must call it."""
         state = self._checkpoints.load(self._engine, tag)
         self.step, self.samples = int(state["step"]), int(state["samples"])
+        if distributed.is_main():
+            self._sums.restore(state.get("sums", {}), self._engine.device)
         self._reporter.event(self.step, f"resumed from {tag}")
         return state
 
     def fit(self, state: dict[str, Any]) -> dict[str, float]:
-        """Train to the end and return the last held-out metrics; `state` goes into checkpoints."""
+        """Train to the end and return the last held-out metrics; `state` goes into checkpoints.
+
+        Where something asks to stop, `stopped_by` says what, and a checkpoint is there.
+        """
         batches = self._data.training(self.samples)
         self._engine.train()
         last: dict[str, float] = {}
-        while self.step < self._config.steps:
+        while self.step < self._config.steps and self.stopped_by is None:
+            started = time.perf_counter()
             self._train_step(batches)
+            self._step_seconds = time.perf_counter() - started
             self.step += 1
             self.samples += self._config.batch_size
             self._reporter.advance(self.step)
@@ -127,8 +171,11 @@ class Trainer:
                 last = self.evaluate()
             if self._is_due(self._config.save_every):
                 self._save(state)
-        if not last and self._config.evaluate_every:  # resumed after the last step was saved
-            last = self.evaluate()
+            self._listen(state)
+        self._finish_save()
+        self._peers.settle()
+        if self.stopped_by is None and not last and self._config.evaluate_every:
+            last = self.evaluate()  # resumed after the last step was saved
         return last
 
     def evaluate(self) -> dict[str, float]:
@@ -139,6 +186,7 @@ class Trainer:
         self._engine.train(False)
         with torch.no_grad():
             for batch in self._data.evaluation():
+                self._beat(self.step, "evaluating")
                 sums.add(self._engine(batch.to(self._engine.device), step=self.step).metrics)
         self._engine.train()
         values = self._objective.summary(sums.reduce())
@@ -153,7 +201,9 @@ class Trainer:
         finite: torch.Tensor | None = None
         for _ in range(self._engine.accumulation):
             waited = time.perf_counter()
+            self._beat(self.step, "waiting for data")
             number, batch = next(batches)
+            self._beat(self.step, "training")
             self._window.waited += time.perf_counter() - waited
             self._window.tokens += _tokens(batch)
             # Dropout is a function of the micro-batch, not of who computes it or what ran before:
@@ -165,14 +215,14 @@ class Trainer:
             finite = is_finite if finite is None else finite & is_finite
             self._sums.add(output.metrics)
             if self._engine.at_boundary() and not bool(finite):
-                self._stop("the loss is inf or nan")
+                self._refuse("the loss is inf or nan")
             try:
                 self._engine.step()
             except NonFiniteError as error:
-                self._stop(str(error))
+                self._refuse(str(error))
         self._window.rate = rate
 
-    def _stop(self, reason: str) -> None:
+    def _refuse(self, reason: str) -> NoReturn:
         message = (
             f"step {self.step} on rank {distributed.rank()}: {reason}; nothing was updated or "
             "saved. Lower train.learning_rate or look at the batch, then start again: the run "
@@ -189,8 +239,57 @@ class Trainer:
         self._window.restart()
 
     def _save(self, state: dict[str, Any]) -> None:
-        self._checkpoints.save(self._engine, self.step, {"samples": self.samples, **state})
+        """Begin a checkpoint; where it cannot be written, training and the older ones stay."""
+        self._finish_save()
+        started = time.perf_counter()
+        try:
+            self._start_save(state)
+        except SaveError as error:
+            self._tell(error)
+        if not self._config.save_in_background:
+            self._finish_save()
+        self._save_seconds = time.perf_counter() - started
         self._window.restart()
+
+    def _start_save(self, state: dict[str, Any]) -> None:
+        self._beat(self.step, "saving")
+        counts = {"samples": self.samples, "sums": self._sums.state()}
+        self._checkpoints.start(self._engine, self.step, {**counts, **state})
+
+    def _finish_save(self) -> None:
+        """Publish the checkpoint that is being written, where there is one."""
+        if not self._checkpoints.under_way:
+            return
+        try:
+            self._saved = self._checkpoints.finish()
+        except SaveError as error:
+            self._tell(error)
+
+    def _tell(self, error: SaveError) -> None:
+        self._reporter.event(self.step, f"{error}. Training goes on: make room for the next one")
+
+    def _listen(self, state: dict[str, Any]) -> None:
+        """Agree with the others on what happened meanwhile: a save is written, a stop is asked."""
+        margin = 2 * (self._step_seconds + self._save_seconds)
+        under_way, writing = self._checkpoints.under_way, self._checkpoints.writing
+        stop, saving = self._peers.exchange(
+            self._interruption.code(margin), (_WRITING if writing else _WRITTEN) if under_way else 0
+        )
+        if saving == _WRITTEN:  # by the slowest
+            self._finish_save()
+        if stop and self.step < self._config.steps:
+            self._stop(stop, state)
+
+    def _stop(self, code: int, state: dict[str, Any]) -> None:
+        """Save and end the training; where that cannot be, it is an error."""
+        self._finish_save()
+        if self._saved != tag_of(self.step):
+            self._start_save(state)
+            self._checkpoints.finish()
+        self.stopped_by = reason(code)
+        self._reporter.event(
+            self.step, f"saved and stopped by {self.stopped_by}; the same command goes on from here"
+        )
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self._config.steps)

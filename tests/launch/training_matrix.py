@@ -2,28 +2,79 @@
 
     deepspeed --num_gpus 2 tests/launch/training_matrix.py RUNS.json
 
-RUNS.json is a list of [command, configuration]. One launch for all: starting two processes costs
-ten times what a tiny training does.
+RUNS.json is a list of [command, configuration] or [command, configuration, options]. One launch for
+all: starting two processes costs ten times what a tiny training does. Options:
+
+    stop_after    the last process is asked to stop after so many steps of this start
+    stream        file to which the samples that are trained on are appended, a line a micro-batch
+
+DeepSpeed on a CPU takes fp16 where the processor multiplies it itself; torch computes it on any.
 """
 
+import itertools
 import json
+import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from deepspeed.accelerator import get_accelerator
 
 from distill.run import DistillRun, distill
-from lert_ds import cli, config, training, training_run
+from lert_ds import cli, config, distributed, run_folder, training, training_run
 from lert_ds.pretrain import PretrainRun, pretrain
 from lert_ds.train.engine import leave_processes
+from lert_ds.train.interruption import Interruption
+from prune.recover import RecoverRun, as_distillation
 
-COMMANDS = {"pretrain": (PretrainRun, pretrain), "distill": (DistillRun, distill)}
+COMMANDS: dict[str, tuple[Any, Callable[[Any, Any], None]]] = {
+    "pretrain": (PretrainRun, pretrain),
+    "distill": (DistillRun, distill),
+    "recover": (RecoverRun, lambda run, corpora: distill(as_distillation(run), corpora)),
+}
+data_of = training.data_of
+
+
+def asked_after(steps: int | None) -> Any:
+    """Return `Interruption.code` for a training that one process is asked to stop."""
+    calls = itertools.count(1)
+    last = distributed.rank() == distributed.world_size() - 1
+
+    def code(_: Interruption, margin_seconds: float) -> int:
+        return signal.SIGUSR1 if last and steps is not None and next(calls) >= steps else 0
+
+    return code
+
+
+def recorded(path: str | None) -> Any:
+    """Return `training.data_of` that writes down what the trainer takes."""
+
+    def data(run: Any, corpora: Any, micro_batch_size: int) -> Any:
+        given = data_of(run, corpora, micro_batch_size)
+
+        def batches(samples: int) -> Iterator[Any]:
+            skip = samples % micro_batch_size
+            for number, batch in given.training(samples):
+                with Path(f"{path}-{distributed.rank()}").open("a") as file:
+                    file.write(f"{number * micro_batch_size + skip} {micro_batch_size}\n")
+                yield number, batch
+
+        return given if path is None else given._replace(training=batches)
+
+    return data
 
 
 def main() -> None:
     runs = json.loads(Path(sys.argv[-1]).read_text("utf-8"))
     cli.set_up_logging()
+    get_accelerator().is_fp16_supported = lambda: True
     # Between the runs the processes stay together: DeepSpeed cannot join a second group.
-    training.leave_processes = lambda: None
-    for name, tree in runs:
+    run_folder.leave_processes = lambda: None
+    for name, tree, *rest in runs:
+        options = rest[0] if rest else {}
+        Interruption.code = asked_after(options.get("stop_after"))
+        training.data_of = recorded(options.get("stream"))
         run_class, command = COMMANDS[name]
         run = config.parse(run_class, tree, "matrix")
         command(run, training_run.open_corpora(run))
