@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from lert_ds import __version__, config, distributed, launchers
 from lert_ds.errors import ConfigError, UserError
+from lert_ds.redaction import RedactingFormatter, redact, redact_tree
 from lert_ds.termination import EXIT_CODE, Terminated, orderly_termination
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -33,6 +34,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "benchmark": ("prune.benchmark.run", "model and edge folders side by side, in one table"),
     "predict": ("lert_ds.predict", "fill [MASK] and tag the masked words"),
     "report": ("lert_ds.report.run", "runs and benchmarks as one HTML page"),
+    "supervise": ("lert_ds.supervise", "a training that is started again where it fails"),
+    "doctor": ("lert_ds.doctor.run", "what would stop a run, found before it starts"),
 }
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -65,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             advice = "free space, or name another place, and run it again"
             _tell(f"error: {where}: {error.strerror}; {advice}")
             _exit(2)
-        traceback.print_exc()
+        sys.stderr.write(redact(traceback.format_exc()))
         _exit(1)
 
 
@@ -79,7 +82,7 @@ def _termination() -> AbstractContextManager[None]:
 
 def _tell(sentence: str) -> None:
     prefix = f"[rank {distributed.rank()}] " if distributed.rank() else ""
-    print(f"{prefix}{sentence}", file=sys.stderr, flush=True)  # noqa: T201
+    print(redact(f"{prefix}{sentence}"), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _exit(code: int) -> None:
@@ -115,8 +118,14 @@ def _run(argv: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_arguments(own)
+    words, started = argv[len(before) + 1 :], None
+    if own.get_default("started") is not None and "--" in words:  # what follows is a command line
+        place = words.index("--")
+        words, started = words[:place], words[place + 1 :]
     # Intermixed: an option may stand between the configuration and an override.
-    command.run(own.parse_intermixed_args(argv[len(before) + 1 :]))
+    arguments = own.parse_intermixed_args(words)
+    arguments.started = started
+    command.run(arguments)
 
 
 def _top_parser() -> argparse.ArgumentParser:
@@ -173,13 +182,16 @@ def read_config(cls: type[C], arguments: argparse.Namespace) -> C:
 
 def print_config(resolved: config.Config) -> None:
     """Print a resolved configuration as JSON, for --dry-run."""
-    print(json.dumps(config.dump(resolved), indent=2, ensure_ascii=False))  # noqa: T201
+    tree = redact_tree(config.dump(resolved))
+    print(json.dumps(tree, indent=2, ensure_ascii=False))  # noqa: T201
 
 
 def set_up_logging() -> None:
     """Log to standard error: rank 0 from INFO, the others from WARNING, LERT_DS_LOG overrides."""
     level = os.environ.get("LERT_DS_LOG", "INFO" if distributed.is_main() else "WARNING")
-    logging.basicConfig(level=level.upper(), format="%(message)s", stream=sys.stderr, force=True)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactingFormatter("%(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # DeepSpeed 0.19 calls them by their old names; the user can do nothing about it.
     warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
     for noisy in ("httpx", "jieba", "filelock", "fsspec", "urllib3", "torch.distributed"):

@@ -64,6 +64,16 @@ def load(cls: type[C], path: Path | None, overrides: Sequence[str] = ()) -> C:
     Raises:
         ConfigError: names every key that is unknown, missing or of the wrong type, at once.
     """
+    tree = read_tree(path, overrides)
+    return parse(cls, tree, str(path) if path is not None else "configuration")
+
+
+def read_tree(path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what a file and `overrides` say, unchecked.
+
+    Raises:
+        ConfigError: the file is no TOML, or an override is none.
+    """
     tree: dict[str, Any] = {}
     if path is not None:
         try:
@@ -72,7 +82,7 @@ def load(cls: type[C], path: Path | None, overrides: Sequence[str] = ()) -> C:
             raise ConfigError(f"{path}: not valid TOML: {error}") from error
     for override in overrides:
         _override(tree, override)
-    return parse(cls, tree, str(path) if path is not None else "configuration")
+    return tree
 
 
 def parse(cls: type[C], tree: Mapping[str, Any], where: str) -> C:

@@ -1,32 +1,16 @@
 """The run folder while a run uses it: joined processes, verified corpora, and one run at a time."""
 
-import fcntl
-import json
-import logging
-import os
 import shutil
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
-from lert_ds import distributed
+from lert_ds import distributed, run_lock
 from lert_ds.config import dump
-from lert_ds.errors import ConfigError
 from lert_ds.files import refuse_finished, write_json
 from lert_ds.train.engine import join_processes, leave_processes
 from lert_ds.train.peers import Peers
 from lert_ds.train.tracking import WANDB_ID
 from lert_ds.training_run import Corpora, TrainingRun
-
-FINISHED = "model/config.json"
-"""What a finished run folder holds."""
-
-LOCK = ".lock"
-"""File in a run folder that its run holds locked; it tells which process that is."""
-
-logger = logging.getLogger(__name__)
 
 COLLECTIVE_SHARE = 1.5
 """Times the run's timeout that a collective waits: the watchdog, which knows more, comes first."""
@@ -43,13 +27,13 @@ def prepared(run: TrainingRun, corpora: Corpora) -> Iterator[Peers]:
         ConfigError: the output folder holds a finished result, is a file, or another run holds it.
         CorpusError: a shard is not what its manifest says.
     """
-    refuse_finished(run.output, FINISHED, run.overwrite)
+    refuse_finished(run.output, run_lock.FINISHED, run.overwrite)
     timeout_seconds = COLLECTIVE_SHARE * run.train.timeout_seconds
     join_processes(timeout_seconds)
     try:
         peers = Peers(timeout_seconds)
         leads = peers.leader(run.output) == distributed.rank()
-        with _held(run.output) if leads else nullcontext():
+        with run_lock.held(run.output) if leads else nullcontext():
             for corpus in (corpora.train, corpora.valid):
                 if corpus is not None:  # the processes of a host share the hashing
                     corpus.verify(distributed.local_rank(), distributed.local_world_size())
@@ -71,38 +55,3 @@ def _make_folder(run: TrainingRun) -> None:
             (run.output / name).unlink(missing_ok=True)
     if distributed.is_main():
         write_json(run.output / "config.json", dump(run))
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold `folder`, which exists, against other runs; a process that dies lets go of it.
-
-    Where the file system has no locks there is no guard.
-
-    Raises:
-        ConfigError: another process holds it; the message says which.
-    """
-    path = folder / LOCK
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"output = {folder}: {_holder(path)} trains there; wait for it or end it, or name "
-                "another folder"
-            ) from error
-        except OSError as error:
-            logger.warning("%s: cannot be locked (%s); start no second run there", path, error)
-        file.truncate(0)
-        holder = {"process": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}
-        file.write(json.dumps(holder))
-        file.flush()
-        yield
-
-
-def _holder(path: Path) -> str:
-    try:
-        holder = json.loads(path.read_text("utf-8"))
-        return f"process {holder['process']} on {holder['host']} (since {holder['since']})"
-    except (ValueError, KeyError, TypeError, OSError):
-        return "another process"

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lert_ds import cli, distributed, model_dir, run_folder, tokenizer_files, training
+from lert_ds import cli, distributed, model_dir, run_lock, tokenizer_files, training
 from lert_ds.config import dump
 from lert_ds.errors import ModelError
 from lert_ds.evaluation import evaluate
@@ -71,7 +71,7 @@ def prune(config: PruneRun) -> dict[str, Any]:
     Raises:
         UserError: something does not fit; nothing has been written then.
     """
-    refuse_finished(config.output, run_folder.FINISHED, config.overwrite)
+    refuse_finished(config.output, run_lock.FINISHED, config.overwrite)
     started = time.perf_counter()
     source = model_dir.resolve(config.model)
     shape = model_dir.read_config(source)

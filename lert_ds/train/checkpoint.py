@@ -23,7 +23,7 @@ from lert_ds.errors import CheckpointError
 from lert_ds.train import checkpoint_folder as layout
 from lert_ds.train.checkpoint_search import CheckpointSearch, Found
 from lert_ds.train.engine import Engine
-from lert_ds.train.fragments import Fragment, Fragments, Written, write
+from lert_ds.train.fragments import Fragment, Fragments, write
 from lert_ds.train.peers import Peers
 
 
@@ -37,7 +37,7 @@ class _Writer(threading.Thread):
     def __init__(self, path: Path, fragments: Mapping[str, Fragment]) -> None:
         super().__init__(name="checkpoint writer", daemon=True)
         self._path, self._fragments = path, fragments
-        self.written: dict[str, Written] = {}
+        self.written: dict[str, layout.Written] = {}
         self.error: str | None = None
 
     def run(self) -> None:
@@ -54,7 +54,7 @@ class _UnderWay:
 
     tag: str
     facts: dict[str, Any]
-    state_file: dict[str, Written]
+    state_file: dict[str, layout.Written]
     """The state's file, on the processes that wrote it."""
     writer: _Writer
 
@@ -106,7 +106,7 @@ class Checkpoints:
             n for (n, _), leader in zip(told, self._leaders, strict=True) if leader == self._leader
         )
         state = {"step": step, **state, "numbers": told[0][1]}
-        state_file: dict[str, Written] = {}
+        state_file: dict[str, layout.Written] = {}
 
         def prepare() -> None:
             part = layout.start_part(self.folder, tag)
@@ -137,7 +137,9 @@ class Checkpoints:
         own = {**saved.state_file, **saved.writer.written}
         told = self._peers.gather([own, saved.writer.error])
         self._raise_for([error for _, error in told], saved.tag)
-        files = {name: Written(*entry) for entries, _ in told for name, entry in entries.items()}
+        files = {
+            name: layout.Written(*entry) for entries, _ in told for name, entry in entries.items()
+        }
         manifest = layout.make_manifest(files, saved.facts)
 
         def publish() -> None:

@@ -15,11 +15,10 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lert_ds.errors import CheckpointError
 from lert_ds.files import fsync_folder, sha256_of, write_json, write_whole
-from lert_ds.train.fragments import Written
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -28,6 +27,13 @@ FORMAT_VERSION = 1
 
 _STEP = "step-"
 _PART = ".part"
+
+
+class Written(NamedTuple):
+    """What a manifest keeps of a file."""
+
+    size_bytes: int
+    sha256: str
 
 
 def tag_of(step: int) -> str:

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lert_ds.errors import CheckpointError
+from lert_ds.train.checkpoint_folder import Written
 
 WEIGHTS = "weights"
 """What the values of the parameters themselves are called; other kinds are the optimizer's."""
@@ -53,13 +54,6 @@ class Fragment(NamedTuple):
     place: Place
     tensors: Mapping[str, Tensor]
     """Kind (weights, exp_avg, …) to a flat tensor on the host; all are equally long."""
-
-
-class Written(NamedTuple):
-    """What a manifest keeps of a file."""
-
-    size_bytes: int
-    sha256: str
 
 
 def write(path: Path, fragments: Mapping[str, Fragment]) -> Written:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lert_ds.distributed import sum_over_ranks
 from lert_ds.objective import Metrics
+from lert_ds.redaction import redact_tree
 
 
 class MetricSums:
@@ -69,7 +70,7 @@ def report_line(kind: str, step: int, values: Mapping[str, Any]) -> dict[str, An
 def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
     """Append one record as a line; a crash can cut the last line short, never an earlier one."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.write(json.dumps(redact_tree(record), ensure_ascii=False) + "\n")
 
 
 def mend_json_lines(path: Path) -> None:

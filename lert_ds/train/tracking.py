@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lert_ds.config import Config
 from lert_ds.errors import ConfigError
+from lert_ds.files import write_whole
+from lert_ds.redaction import redact, redact_tree
 from lert_ds.train.metrics import append_json_line, mend_json_lines, report_line
 
 logger = logging.getLogger(__name__)
@@ -57,15 +59,17 @@ class _WandbTracker:
         # A resumed run goes on as the same run there: its id stays in the run folder.
         identity = folder / WANDB_ID
         if not identity.is_file():
-            identity.write_text(secrets.token_hex(8), "utf-8")
+            write_whole(identity, lambda file: file.write(secrets.token_hex(8).encode()))
         self._run = wandb.init(
             id=identity.read_text("utf-8"),
             project=config.project,
-            name=config.name or folder.name,
+            name=redact(config.name or folder.name),
             dir=str(folder),
             mode=config.wandb,  # type: ignore[arg-type]
-            config=dict(run),
+            config=redact_tree(run),
             resume="allow",
+            # The patch of what is not committed, and the remote's address, may hold anything.
+            settings=wandb.Settings(disable_git=True, disable_code=True),
         )
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -157,7 +161,7 @@ class Reporter:
 
     def _say(self, line: str) -> None:
         if self._progress is not None:
-            self._progress.console.print(line, highlight=False)
+            self._progress.console.print(redact(line), highlight=False, markup=False)
         else:
             logger.info(line)
 
