@@ -1,7 +1,12 @@
 """Sums over micro-batches and ranks, divided once; and the plain-text record of a run."""
 
+import errno
 import json
+import logging
+import os
+import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,10 @@ from torch import Tensor
 from lert_ds.distributed import sum_over_ranks
 from lert_ds.objective import Metrics
 from lert_ds.redaction import redact_tree
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_WAITING = 100_000
 
 
 class MetricSums:
@@ -67,10 +76,44 @@ def report_line(kind: str, step: int, values: Mapping[str, Any]) -> dict[str, An
     return {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
 
 
-def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one record as a line; a crash can cut the last line short, never an earlier one."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(redact_tree(record), ensure_ascii=False) + "\n")
+class Record:
+    """metrics.jsonl: a line a record. What a full disk refuses waits and is written later.
+
+    A training that can still compute does not end for want of its own diary.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Go on with `path`; a last line that a crash cut short is removed."""
+        self._path = path
+        self._waiting: deque[bytes] = deque(maxlen=_LONGEST_WAITING)
+        self._lock = threading.Lock()
+        self._refused = False
+        mend_json_lines(path)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a record; a crash can cut the last line short, never an earlier one."""
+        with self._lock:
+            text = json.dumps(redact_tree(record), ensure_ascii=False)
+            self._waiting.append(f"{text}\n".encode())
+            try:
+                while self._waiting:
+                    self._write(self._waiting[0])
+                    self._waiting.popleft()
+                self._refused = False
+            except OSError as error:
+                if not self._refused:
+                    logger.warning("%s: %s; its lines wait for room", self._path, error.strerror)
+                self._refused = True
+
+    def _write(self, line: bytes) -> None:
+        with self._path.open("ab", buffering=0) as file:
+            start = file.tell()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            except OSError:
+                file.truncate(start)
+                raise
 
 
 def mend_json_lines(path: Path) -> None:

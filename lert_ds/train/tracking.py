@@ -14,7 +14,7 @@ from lert_ds.config import Config
 from lert_ds.errors import ConfigError
 from lert_ds.files import write_whole
 from lert_ds.redaction import redact, redact_tree
-from lert_ds.train.metrics import append_json_line, mend_json_lines, report_line
+from lert_ds.train.metrics import Record, report_line
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +104,12 @@ class Reporter:
         self, config: TrackingConfig, folder: Path, steps: int, run: Mapping[str, Any], main: bool
     ) -> None:
         """Open what `config` asks for, on the main process only."""
-        self._main, self._path, self._step = main, folder / "metrics.jsonl", 0
+        self._main, self._step = main, 0
         self._trackers: list[Tracker] = []
         self._progress: Progress | None = None
         if not main:
             return
-        mend_json_lines(self._path)
+        self._record = Record(folder / "metrics.jsonl")
         if config.wandb != "off":
             self._trackers.append(_WandbTracker(config, folder, run))
         if config.tensorboard:
@@ -129,7 +129,7 @@ class Reporter:
         """Record the numbers of training ("train") or of evaluation ("valid") at `step`."""
         if not self._main:
             return
-        append_json_line(self._path, report_line(kind, step, values))
+        self._record.append(report_line(kind, step, values))
         for tracker in self._trackers:
             tracker.log({f"{kind}/{name}": value for name, value in values.items()}, step)
         self._say(f"{kind:5} step {step}  {_readable(values)}")
@@ -138,13 +138,13 @@ class Reporter:
         """Record something that happened once."""
         if not self._main:
             return
-        append_json_line(self._path, report_line("event", step, {"message": message}))
+        self._record.append(report_line("event", step, {"message": message}))
         self._say(f"step {step}: {message}")
 
     def record(self, message: str) -> None:
         """Record an event in metrics.jsonl alone; any thread may."""
         if self._main:
-            append_json_line(self._path, report_line("event", self._step, {"message": message}))
+            self._record.append(report_line("event", self._step, {"message": message}))
 
     def advance(self, step: int) -> None:
         """Tell that `step` steps are done; the progress bar shows it."""

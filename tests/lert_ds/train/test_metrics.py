@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lert_ds.train import metrics
-from lert_ds.train.metrics import MetricSums, append_json_line, report_line
+from lert_ds.train.metrics import MetricSums, Record, report_line
 
 
 def pair(total: float, count: float) -> torch.Tensor:
@@ -125,8 +125,8 @@ def test_the_cut_into_micro_batches_does_not_matter(pairs: list[torch.Tensor], r
 def test_a_report_is_a_line_of_json(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     before = time.time()
-    append_json_line(path, report_line("train", 10, {"loss": 2.5, "mlm/accuracy": 0.5}))
-    append_json_line(path, report_line("event", 11, {"message": "第一行\n第二行"}))
+    Record(path).append(report_line("train", 10, {"loss": 2.5, "mlm/accuracy": 0.5}))
+    Record(path).append(report_line("event", 11, {"message": "第一行\n第二行"}))
     lines = path.read_text("utf-8").splitlines()
     assert len(lines) == 2
     first, second = map(json.loads, lines)
