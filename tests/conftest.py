@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # One thread a process: tests start several, and threads that wait for a core cost more than they
@@ -199,3 +201,27 @@ def training_losses() -> Callable[[Path], list[float]]:
         return [r["loss"] for line in lines if (r := json.loads(line))["kind"] == "train"]
 
     return read
+
+
+def _launch_module(name: str) -> ModuleType:
+    """Import tests/launch/NAME.py, which is in no package; skip where its tools are missing."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / "launch" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if lacking := module.missing():
+        pytest.skip(lacking)
+    return module
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Any:
+    """The class of several hosts on this machine: folder, number of hosts → a context manager."""
+    return _launch_module("cluster").Cluster
+
+
+@pytest.fixture(scope="session")
+def slurm(cluster: Any) -> Any:
+    """The class of a real Slurm: a cluster that is up → a context manager."""
+    return _launch_module("slurm_cluster").Slurm

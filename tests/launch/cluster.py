@@ -42,8 +42,8 @@ PACKAGES = {
 NETWORK = "10.77.0"
 BOOT_SECONDS = 30
 NOTHING: Mapping[str, str] = MappingProxyType({})
-# The kernel kills the process when this one dies, and with PID 1 of a namespace all others in it.
-TIED_TO_US = ["setpriv", "--pdeathsig", "KILL", "--"]
+# The kernel kills the process when its parent dies, and with PID 1 of a namespace all others in it.
+TIED_TO_PARENT = ["setpriv", "--pdeathsig", "KILL", "--"]
 OF_A_HOST = ["--net", "--pid", "--mount", "--uts", "--ipc", "--mount-proc"]
 
 BOOT = Path(__file__).with_name("host.sh")
@@ -133,7 +133,9 @@ class Cluster:
         """Boot all hosts."""
         try:
             self._write_files()
-            self._switch = subprocess.Popen([*TIED_TO_US, "unshare", "--net", "sleep", "infinity"])
+            self._switch = subprocess.Popen(
+                [*TIED_TO_PARENT, "unshare", "--net", "sleep", "infinity"]
+            )
             _wait_for(lambda: _network_of(self._switch) != _network_of(None), "the switch")
             self._ip(self._switch.pid, "link add br0 type bridge", "link set br0 up")
             for number in range(len(self.names)):
@@ -145,10 +147,10 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         """Kill all that runs on the hosts; the namespaces go with it."""
-        for process in [*self._hosts.values(), self._switch]:
-            if process is not None:
-                process.kill()
-                process.wait()
+        for host in self._hosts.values():
+            _end(host)
+        if self._switch is not None:
+            _end(self._switch)
         self._hosts, self._switch = {}, None
 
     def address(self, number: int) -> str:
@@ -170,7 +172,7 @@ class Cluster:
         (folder / "booted").unlink(missing_ok=True)
         with (folder / "boot.log").open("wb") as log:
             host = subprocess.Popen(
-                [*TIED_TO_US, "unshare", "--fork", "--kill-child=KILL", *OF_A_HOST,
+                [*TIED_TO_PARENT, "unshare", "--fork", "--kill-child=KILL", *OF_A_HOST,
                  "bash", str(BOOT), *map(str, self._private)],
                 env={**os.environ, "NAME": name, "CLUSTER": str(self.folder),
                      "HOST": str(folder), "SSHD": str(_program("sshd"))},
@@ -212,7 +214,8 @@ class Cluster:
         inside = f'cd {shlex.quote(str(folder or Path.cwd()))} && exec "$@"'
         return subprocess.Popen(
             ["nsenter", "-t", str(_first_process_of(self._hosts[number])),
-             "--mount", "--uts", "--ipc", "--net", "--pid", "sh", "-c", inside, "sh", *command],
+             "--mount", "--uts", "--ipc", "--net", "--pid",
+             *TIED_TO_PARENT, "sh", "-c", inside, "sh", *command],
             env={**os.environ, "HOME": str(self.home(number)), **environment},
             stdin=subprocess.DEVNULL, text=True, **options,
         )  # fmt: skip
@@ -251,9 +254,7 @@ class Cluster:
         assert self._switch is not None
         # First of all the cable: else the kernel would close the connections in good order.
         self._ip(self._switch.pid, f"link del p{number}")
-        host = self._hosts.pop(number)
-        host.kill()
-        host.wait()
+        _end(self._hosts.pop(number))
 
     def processes(self, number: int) -> list[psutil.Process]:
         """Return what runs on a host, by the machine's process numbers."""
@@ -310,6 +311,17 @@ def _network_of(process: "subprocess.Popen[bytes] | None") -> int:
 def _first_process_of(host: "subprocess.Popen[bytes]") -> int:
     """Return the number, on the machine, of a host's PID 1."""
     return psutil.Process(host.pid).children()[0].pid
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a host, or the switch, and wait until nothing of it runs."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        # PID 1 itself: it is gone when all others of its namespace are.
+        for first in psutil.Process(process.pid).children():
+            first.kill()
+            first.wait(BOOT_SECONDS)
+    process.kill()
+    process.wait()
 
 
 def _wait_for(condition: Any, what: str) -> None:
