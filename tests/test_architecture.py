@@ -48,7 +48,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 _LTP = {"lert_ds.corpus.annotators.ltp_models"}
 HOMES = {
-    "deepspeed": {"lert_ds.train.engine"},
+    # The doctor asks DeepSpeed about a configuration, without an engine.
+    "deepspeed": {"lert_ds.train.engine", "lert_ds.doctor.deepspeed_check"},
     "datatrove": {"lert_ds.corpus.build"},
     "ltp": _LTP,
     "ltp_core": _LTP,

@@ -1,0 +1,1 @@
+"""`lert-ds doctor`: what would stop a run, found before it starts."""
