@@ -100,8 +100,8 @@ def read_manifest(folder: Path, tag: str) -> dict[str, Any]:
         manifest = json.loads(path.read_text("utf-8"))
         version, files = manifest["format_version"], manifest["files"]
         sound = all(
-            isinstance(name, str)
-            and name == Path(name).name
+            name == Path(name).name
+            and name not in ("", "..")
             and isinstance(entry["size_bytes"], int)
             and isinstance(entry["sha256"], str)
             for name, entry in files.items()
@@ -161,7 +161,10 @@ def remove_old(folder: Path, keep: int, keep_every: int) -> None:
 def remove_parts(folder: Path) -> None:
     """Remove what was being written, or removed, by a process that died."""
     for part in folder.glob(f".*{_PART}"):
-        shutil.rmtree(part, ignore_errors=True)
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def _remove(folder: Path, tag: str) -> None:

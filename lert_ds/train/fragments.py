@@ -39,6 +39,12 @@ _DTYPES = {
 }
 
 
+_NO_FRAGMENTS = (
+    AttributeError, IndexError, KeyError, OSError, SafetensorError, TypeError, ValueError,
+)  # fmt: skip
+"""What reading a header raises where the file is another, or damaged."""
+
+
 class Place(NamedTuple):
     """Where a piece lies in the parameter that it is of."""
 
@@ -123,19 +129,21 @@ class Fragments:
         self.kinds: set[str] = set()
         self._stretches: dict[str, list[_Stretch]] = {}
         self._open: list[Any] = []
+        self._keys: list[set[str]] = []
         for number, path in enumerate(self._paths):
             try:
                 file: Any = safe_open(path, framework="pt")  # it has no types
                 keys, places = set(file.keys()), json.loads(file.metadata()["places"])
-            except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+                for name, (start, *shape) in places.items():
+                    length = file.get_slice(f"{WEIGHTS}/{name}").get_shape()[0]
+                    self.shapes[name] = tuple(shape)
+                    stretch = _Stretch(start, start + length, number)
+                    self._stretches.setdefault(name, []).append(stretch)
+            except _NO_FRAGMENTS as error:
                 raise CheckpointError(f"{path}: not a file of a checkpoint ({error})") from error
             self._open.append(file)
+            self._keys.append(keys)
             self.kinds |= {key.partition("/")[0] for key in keys}
-            for name, (start, *shape) in places.items():
-                self.shapes[name] = tuple(shape)
-                length = file.get_slice(f"{WEIGHTS}/{name}").get_shape()[0]
-                stretch = _Stretch(start, start + length, number)
-                self._stretches.setdefault(name, []).append(stretch)
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
         """Return the numbers `start` to `stop` of a flattened parameter, on the host.
@@ -147,8 +155,10 @@ class Fragments:
         for stretch in sorted(self._stretches.get(name, ())):
             if stretch.stop <= place or stretch.start > place or place >= stop:
                 continue
+            if (key := f"{kind}/{name}") not in self._keys[stretch.file]:
+                continue
             until = min(stop, stretch.stop)
-            whole = self._open[stretch.file].get_slice(f"{kind}/{name}")
+            whole = self._open[stretch.file].get_slice(key)
             parts.append(whole[place - stretch.start : until - stretch.start])
             place = until
         if place < stop:

@@ -67,10 +67,24 @@ def test_the_batch_is_solved_for_the_processes(
     assert numbers.masked_share == pytest.approx(4 / 32)  # 15 % of 30 tokens, cut to 75/512
 
 
-def test_a_batch_that_does_not_divide_is_refused(
+def test_the_micro_batch_is_an_upper_bound(run_on: Any, tiny_corpus: Path, tmp_path: Path) -> None:
+    train = {"steps": 10, "batch_size": 8, "micro_batch_size": 3, "learning_rate": 1e-3}
+    run = run_on(tiny_corpus, tmp_path, train=train)
+    for processes, micro, accumulation in ((1, 2, 4), (2, 2, 2), (8, 1, 1)):
+        numbers = training_run.work_out(run, SHAPE, 1000, 32, processes)
+        assert (numbers.micro_batch_size, numbers.accumulation) == (micro, accumulation)
+        assert numbers.tree["train_micro_batch_size_per_gpu"] == micro
+        assert numbers.tree["gradient_accumulation_steps"] == accumulation
+    facts = training_run.CorpusFacts.of(training_run.open_corpora(run))
+    told = training_run.explain(run, training_run.work_out(run, SHAPE, 1000, 32, 2), facts, 2)
+    assert "8 instances = 2 a micro-batch × 2 accumulated × 2 processes" in told
+    assert "(train.micro_batch_size = 3 does not divide)" in told
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(
     run_on: Any, tiny_corpus: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"train.batch_size = 8 .*train.micro_batch_size = 2"):
+    with pytest.raises(ConfigError, match=r"train.batch_size = 8 is no multiple of 3 processes"):
         training_run.work_out(run_on(tiny_corpus, tmp_path), SHAPE, 1000, 32, 3)
 
 

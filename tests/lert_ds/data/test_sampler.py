@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lert_ds.data.sampler import MicroBatches, check_batch_size, in_order, shuffled
+from lert_ds.data.sampler import MicroBatches, in_order, shuffled, solve_micro_batch_size
 from lert_ds.errors import ConfigError
 
 seeds = st.integers(0, 2**64 - 1)
@@ -137,22 +137,52 @@ def test_a_run_resumed_with_another_batch_size_skips_and_repeats_nothing() -> No
     assert [index for _, index in after] == expected.indices.tolist()
 
 
+@given(st.integers(1, 500), st.integers(1, 40), st.integers(1, 8))
+def test_the_micro_batch_is_the_largest_that_deals_the_batch(
+    share: int, largest: int, world: int
+) -> None:
+    size = solve_micro_batch_size(share * world, largest, world)
+    assert share % size == 0
+    assert size <= largest
+    assert not [n for n in range(size + 1, largest + 1) if share % n == 0]
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 4), st.integers(1, 4))
+def test_another_number_of_ranks_goes_on_with_the_next_sample(
+    share: int, largest: int, before: int, after: int
+) -> None:
+    batch, steps = share * before * after, 2
+    taken: list[tuple[int, int]] = []
+    for world, start in ((before, 0), (after, steps * batch)):
+        micro = solve_micro_batch_size(batch, largest, world)
+        each = steps * batch // micro // world
+        numbered = {}
+        for rank in range(world):
+            numbered |= dict(keys_of(MicroBatches(97, 5, batch, micro, rank, world, start), each))
+        taken += [key for number in sorted(numbered) for key in numbered[number]]
+    expected = shuffled(np.arange(2 * steps * batch), 97, 5)
+    assert taken == list(zip(*(part.tolist() for part in expected), strict=True))
+
+
 @pytest.mark.parametrize(
-    ("batch", "micro", "world", "nearest"),
-    [(100, 8, 4, "96 or 128"), (10, 8, 4, "32"), (33, 32, 1, "32 or 64")],
+    ("batch", "world", "nearest", "fewer"),
+    [
+        (100, 8, "96 or 104", "5 processes"),
+        (3, 4, "4", "3 processes"),
+        (7, 4, "4 or 8", "1 process"),
+    ],
 )
-def test_a_batch_that_does_not_divide_is_refused(
-    batch: int, micro: int, world: int, nearest: str
+def test_a_batch_that_the_processes_cannot_share_is_refused(
+    batch: int, world: int, nearest: str, fewer: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        MicroBatches(10, 0, batch, micro, 0, world)
+        solve_micro_batch_size(batch, 8, world)
     message = str(error.value)
-    assert f"train.batch_size = {batch}" in message
-    assert f"train.micro_batch_size = {micro}" in message
-    assert f"{world} process" in message
-    assert f"set train.batch_size = {nearest}," in message
+    assert f"train.batch_size = {batch} is no multiple of {world} processes" in message
+    assert message.endswith(f"set train.batch_size = {nearest}, or start {fewer}")
     for size in nearest.split(" or "):
-        check_batch_size(int(size), micro, world)
+        assert solve_micro_batch_size(int(size), 8, world)
+    assert solve_micro_batch_size(batch, 8, int(fewer.split()[0]))
 
 
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 8))
