@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from lert_ds.errors import ConfigError, UserError
+from lert_ds.redaction import redact_tree
 
 _PART = re.compile(
     r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})\.(?P<process>\d+)\.(?P<kind>part|old)"
@@ -80,8 +81,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def write_json(path: Path, tree: Any) -> None:
-    """Write `tree` as indented JSON, whole or not at all."""
-    text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
+    """Write `tree` as indented JSON, whole or not at all; tokens and passwords do not get there."""
+    text = json.dumps(redact_tree(tree), indent=2, ensure_ascii=False) + "\n"
     write_whole(path, lambda file: file.write(text.encode("utf-8")))
 
 

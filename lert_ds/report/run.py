@@ -7,6 +7,7 @@ from typing import Any
 
 from lert_ds import files
 from lert_ds.errors import UserError
+from lert_ds.redaction import redact, redact_tree
 from lert_ds.report.benchmark_section import Benchmark, is_benchmark, read_benchmark
 from lert_ds.report.page import GENERATOR, page
 from lert_ds.report.runs import read_runs
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     runs = read_runs([folder for folder in folders if not is_benchmark(folder)])
     if arguments.json:
         told = [*map(summarize, runs), *map(_told, benchmarks)]
-        print(json.dumps(told, indent=2))  # noqa: T201
+        print(json.dumps(redact_tree(told), indent=2))  # noqa: T201
         return
     output = arguments.output or _default_output(folders)
     names = [run.name for run in runs] + [benchmark.name for benchmark in benchmarks]
@@ -81,7 +82,7 @@ def _default_title(names: list[str]) -> str:
 
 def _write(path: Path, html: str) -> None:
     # Lone surrogates, from a JSON escape or a file name, have no UTF-8: they show as "?".
-    content = html.encode("utf-8", "replace")
+    content = redact(html).encode("utf-8", "replace")
     try:
         if path.exists() and not _is_report(path):
             raise UserError(

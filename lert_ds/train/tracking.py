@@ -68,8 +68,9 @@ class _WandbTracker:
             mode=config.wandb,  # type: ignore[arg-type]
             config=redact_tree(run),
             resume="allow",
-            # The patch of what is not committed, and the remote's address, may hold anything.
-            settings=wandb.Settings(disable_git=True, disable_code=True),
+            # The command line, the patch of what is not committed, the remote's address: each may
+            # hold what is secret, and none is redacted there.
+            settings=wandb.Settings(disable_git=True, disable_code=True, x_disable_meta=True),
         )
 
     def log(self, values: Mapping[str, float], step: int) -> None:

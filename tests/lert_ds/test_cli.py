@@ -1,6 +1,7 @@
 """The command line: exit codes, one-line errors, and help that needs no heavy library."""
 
 import errno
+import logging
 import os
 import signal
 import subprocess
@@ -194,6 +195,19 @@ def test_a_full_disk_is_one_line_and_2(run: Run, capsys: pytest.CaptureFixture[s
         "error: runs/x/model.safetensors: No space left on device; free space, or name another "
         "place, and run it again\n"
     )
+
+
+def test_secrets_are_shown_nowhere(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "planted-token")
+    assert run("fake", "fake-small", "name=planted-token", "--dry-run") == 0
+    logging.getLogger("x").warning("asked with %s", "planted-token")
+    assert run("fake", "planted-token.toml") == 2
+    output = capsys.readouterr()
+    assert '"name": "[HF_TOKEN]"' in output.out
+    assert "asked with [HF_TOKEN]\nerror: [HF_TOKEN].toml: " in output.err
+    assert "planted" not in output.out + output.err
 
 
 def test_an_interruption_is_130(run: Run) -> None:

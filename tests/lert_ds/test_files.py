@@ -97,6 +97,12 @@ def test_json_is_readable_and_comes_back(tmp_path: Path) -> None:
     assert text.endswith("}\n")
 
 
+def test_json_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "planted-token")
+    files.write_json(tmp_path / "file.json", {"a": ["planted-token"]})
+    assert json.loads((tmp_path / "file.json").read_text()) == {"a": ["[MY_TOKEN]"]}
+
+
 def test_what_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     files.write_json(path, {"old": 1})

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,9 @@ def test_wandb_offline_leaves_a_run_to_upload(
     write_two(reporter(folder, wandb="offline", project="test"))
     (run,) = (folder / "wandb").glob("offline-run-*")
     (record,) = run.glob("run-*.wandb")
+    limit = time.monotonic() + 30
+    while b"valid/mlm/loss" not in record.read_bytes() and time.monotonic() < limit:
+        time.sleep(0.05)  # its own process writes when it comes to it
     content = record.read_bytes()
     for name in (b"train/loss", b"valid/mlm/loss", b"first", b"seed"):
         assert name in content
@@ -133,6 +137,8 @@ class FakeWandb:
         self.settings: dict[str, Any] = {}
         self.logged: list[tuple[dict[str, float], int]] = []
         self.finished = 0
+
+    Settings = dict
 
     def init(self, **settings: Any) -> "FakeWandb":
         self.settings = settings
@@ -159,11 +165,26 @@ def test_wandb_gets_the_run_and_its_numbers(
     assert fake.settings["name"] == expected
     assert fake.settings["config"] == {"seed": 7}
     assert fake.settings["dir"] == str(folder)
+    assert fake.settings["settings"]["disable_git"]  # no patch of what is not committed
     assert fake.logged == [
         ({"train/loss": 2.5, "train/lip/pos": 0.25}, 10),
         ({"valid/mlm/loss": 3.5}, 10),
     ]
     assert fake.finished == 1
+
+
+def test_wandb_gets_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("MY_TOKEN", "s3cret-value")
+    run = {"model": "https://me:pass@host/model", "list": ["a s3cret-value"]}
+    config = TrackingConfig(wandb="online", name="with s3cret-value")
+    Reporter(config, tmp_path, 20, run, True).close()
+    assert fake.settings["config"] == {
+        "model": "https://[…]@host/model",
+        "list": ["a [MY_TOKEN]"],
+    }
+    assert fake.settings["name"] == "with [MY_TOKEN]"
 
 
 def test_a_resumed_run_is_the_same_run_at_wandb(
