@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from lert_ds import config
 from lert_ds.cli import add_config_arguments, read_config
@@ -30,6 +29,7 @@ from lert_ds.corpus.work import Work
 from lert_ds.data.shards import HELD_OUT, read_manifest
 from lert_ds.errors import ConfigError
 from lert_ds.files import remove_folder, sweep
+from lert_ds.redaction import redact_tree
 from lert_ds.show import show
 
 log = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ def _tell_result(output: Path) -> None:
 
 def print_plan(prepare_config: PrepareConfig, plan: Plan) -> None:
     """Print the resolved configuration, the splits and the time they may take."""
-    tree: dict[str, Any] = config.dump(prepare_config)
+    tree = redact_tree(config.dump(prepare_config))
     lines = [json.dumps(tree, indent=2, ensure_ascii=False), ""]
     for task, split in enumerate(plan.splits):
         part = "" if split.end < 0 else f" [{split.start:,}, {split.end:,})"

@@ -525,3 +525,112 @@ def test_a_run_stopped_while_it_moved_the_corpus_only_moves_it(
     prepare(f"input={prose}")
     assert len(Corpus([tmp_path / "corpus"])) > 0
     assert not (tmp_path / "corpus.work").exists()
+
+
+Spoil = Callable[[Path], None]
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def change_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+SPOILT: list[tuple[str, Spoil]] = [
+    ("plan.json", cut_short),
+    ("tokenizer/vocab.txt", change_a_byte),
+    ("annotated/00001.jsonl.zst", cut_short),
+    ("signatures/00001-000.hash.npy", change_a_byte),
+    ("packed/00000.npz", Path.unlink),
+    ("corpus/shards/00000-000.input_ids.npy", change_a_byte),
+    ("corpus/manifest.json", cut_short),
+]
+
+
+def test_a_file_that_is_not_as_it_was_written_is_made_again(
+    prose: Path,
+    tmp_path: Path,
+    prepare: Prepare,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from lert_ds.corpus.work import Work
+
+    keys = [f"input={prose}", "deduplicate=exact", "split_megabytes=0.005", "overwrite=true"]
+    prepare(*keys)
+    whole = digest(tmp_path / "corpus")
+
+    def stop(self: Work) -> None:
+        (self.root / "finished").touch()
+        raise KeyboardInterrupt
+
+    for name, spoil in SPOILT:
+        with monkeypatch.context() as patch:
+            patch.setattr(Work, "install", stop)
+            with pytest.raises(SystemExit):
+                prepare(*keys)
+        capsys.readouterr()
+        spoil(tmp_path / "corpus.work" / name)
+        prepare(*keys)
+        told = f"{name}: it is not as it was written" in capsys.readouterr().err
+        assert told or name == "corpus/manifest.json", name
+        assert digest(tmp_path / "corpus") == whole, name
+
+
+def test_a_run_killed_after_the_move_only_clears_up(
+    prose: Path, tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lert_ds import prepare as command
+
+    def stop(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "remove_folder", stop)
+        with pytest.raises(SystemExit):
+            prepare(f"input={prose}")
+    before = digest(tmp_path / "corpus")
+    assert (tmp_path / "corpus.work").exists()
+    prepare(f"input={prose}")  # not refused as one that holds a finished result
+    assert digest(tmp_path / "corpus") == before
+    assert not (tmp_path / "corpus.work").exists()
+
+
+def test_another_run_after_such_a_one_is_told_that_there_is_a_result(
+    prose: Path,
+    tmp_path: Path,
+    prepare: Prepare,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from lert_ds import prepare as command
+
+    def stop(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "remove_folder", stop)
+        with pytest.raises(SystemExit):
+            prepare(f"input={prose}")
+    message = refused(capsys, lambda: prepare(f"input={prose}", "max_length=32"))
+    assert "it holds a finished result" in message
+    assert not (tmp_path / "corpus.work").exists()
+    assert read_manifest(tmp_path / "corpus").length == 16
+
+
+def test_parts_of_killed_runs_are_swept(prose: Path, tmp_path: Path, prepare: Prepare) -> None:
+    from lert_ds import files
+
+    dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
+    names = [
+        f".{name}.{files._machine()}.{dead.stdout.strip()}.part"
+        for name in ("corpus", "corpus.work", "plan.json")
+    ]
+    for folder, name in zip((".", ".", "corpus.work"), names, strict=True):
+        (tmp_path / folder / name).mkdir(parents=True)
+    prepare(f"input={prose}")
+    assert not [path for path in tmp_path.rglob(".*") if path.name in names]
