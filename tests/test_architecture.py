@@ -19,7 +19,7 @@ LEAVES = {
     f"lert_ds.{name}"
     for name in (
         "arithmetic", "config", "distributed", "errors", "files", "labels", "launchers", "machine",
-        "objective", "termination",
+        "objective", "redaction", "termination",
     )
 }  # fmt: skip
 # What a later stage takes from lert_ds; a new public module is added here on purpose.
@@ -28,7 +28,8 @@ FOR_COMPRESSION = LEAVES | {
     for name in (
         "architecture", "cli", "configuration_lert", "data", "edge", "evaluation", "model_dir",
         "model_source", "model_surgery", "modeling_lert", "tokenizer_files",
-        "pretraining_objective", "train", "training", "training_run", "vocabulary_view",
+        "pretraining_objective", "run_folder", "train", "training", "training_run",
+        "vocabulary_view",
     )
 }  # fmt: skip
 
