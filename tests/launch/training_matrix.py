@@ -7,6 +7,7 @@ all: starting two processes costs ten times what a tiny training does. Options:
 
     stop_after    the last process is asked to stop after so many steps of this start
     stream        file to which the samples that are trained on are appended, a line a micro-batch
+    pace          seconds to rest before each micro-batch, so that faults can be aimed
 
 DeepSpeed on a CPU takes fp16 where the processor multiplies it itself; torch computes it on any.
 """
@@ -15,6 +16,7 @@ import itertools
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,21 +35,23 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any, Any], None]]] = {
     "distill": (DistillRun, distill),
     "recover": (RecoverRun, lambda run, corpora: distill(as_distillation(run), corpora)),
 }
-data_of = training.data_of
+data_of, code_of = training.data_of, Interruption.code
 
 
 def asked_after(steps: int | None) -> Any:
     """Return `Interruption.code` for a training that one process is asked to stop."""
+    if steps is None:
+        return code_of
     calls = itertools.count(1)
     last = distributed.rank() == distributed.world_size() - 1
 
     def code(_: Interruption, margin_seconds: float) -> int:
-        return signal.SIGUSR1 if last and steps is not None and next(calls) >= steps else 0
+        return signal.SIGUSR1 if last and next(calls) >= steps else 0
 
     return code
 
 
-def recorded(path: str | None) -> Any:
+def recorded(path: str | None, pace_seconds: float) -> Any:
     """Return `training.data_of` that writes down what the trainer takes."""
 
     def data(run: Any, corpora: Any, micro_batch_size: int) -> Any:
@@ -58,6 +62,7 @@ def recorded(path: str | None) -> Any:
             for number, batch in given.training(samples):
                 with Path(f"{path}-{distributed.rank()}").open("a") as file:
                     file.write(f"{number * micro_batch_size + skip} {micro_batch_size}\n")
+                time.sleep(pace_seconds)
                 yield number, batch
 
         return given if path is None else given._replace(training=batches)
@@ -74,7 +79,7 @@ def main() -> None:
     for name, tree, *rest in runs:
         options = rest[0] if rest else {}
         Interruption.code = asked_after(options.get("stop_after"))
-        training.data_of = recorded(options.get("stream"))
+        training.data_of = recorded(options.get("stream"), options.get("pace", 0.0))
         run_class, command = COMMANDS[name]
         run = config.parse(run_class, tree, "matrix")
         command(run, training_run.open_corpora(run))
