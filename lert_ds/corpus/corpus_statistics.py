@@ -81,7 +81,7 @@ def render(name: str, statistics: Mapping[str, Any], counts: Mapping[str, int]) 
     for stage, speed in facts["speed"].items():
         text = f"{speed['seconds']:.1f} s, {speed['characters_per_second']:,.0f} characters/s"
         rows.append((stage, f"{text}, one process"))
-    page = [f"# {name}", "", *_table(("what", "how much"), rows)]
+    page = [f"# {_cell(name)}", "", *_table(("what", "how much"), rows)]
     page += ["", "## Dropped or ignored", ""]
     page += _table(("reason", "count"), [(k, f"{v:,}") for k, v in sorted(counts.items())])
     for task in TASKS:
@@ -119,8 +119,13 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     if not rows:
         return ["Nothing."]
     lines = [header, ["---"] * len(header), *rows]
-    cells = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
-    return [f"| {line} |" for line in cells]
+    return [f"| {' | '.join(map(_cell, line))} |" for line in lines]
+
+
+def _cell(text: str) -> str:
+    """Return a text as Markdown shows it: tags of a treebank may hold anything, HTML too."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return text.replace("|", "\\|")
 
 
 def _ratio(part: float, whole: float) -> float:

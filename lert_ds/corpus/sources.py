@@ -22,6 +22,9 @@ _SAMPLES_FOLDER = Path(__file__).parents[1] / "samples"
 COMPRESSIONS = ("gz", "zst")
 _BUFFER_BYTES = 1 << 20
 _BATCH_ROWS = 64
+_MOST_FOLDS, _FREE_BYTES = 200, 1 << 26
+"""A compressed input may unpack to so many times its size, and 64 MiB whatever its size. Text is
+packed 3 to 10 times smaller; zstd's limit is beyond 100,000."""
 
 
 class Place(Protocol):
@@ -120,8 +123,13 @@ def _size(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def open_bytes(place: Place) -> Iterator[IO[bytes]]:
+def open_bytes(place: Place, *, bounded: bool = True) -> Iterator[IO[bytes]]:
     """Open a file for reading, decompressed, at its start.
+
+    Args:
+        place: What is to be opened.
+        bounded: Refuse a file that unpacks to much more than text does: one of a few kilobytes
+            could keep a disk and a processor busy for days.
 
     Raises:
         CorpusError: it cannot be read, or its compression is broken; also raised while it is read.
@@ -131,12 +139,12 @@ def open_bytes(place: Place) -> Iterator[IO[bytes]]:
             file: IO[bytes]
             if place.compression == "gz":
                 unpacked = stack.enter_context(gzip.open(place.path, "rb"))
-                file = io.BufferedReader(cast(io.RawIOBase, unpacked), _BUFFER_BYTES)
+                file = _buffered(cast(io.RawIOBase, unpacked), place, bounded)
             elif place.compression == "zst":
                 # Arrow's reader, for it tells a truncated stream; zstandard's ends without a word.
                 source = stack.enter_context(pyarrow.OSFile(place.path))
                 raw = stack.enter_context(pyarrow.CompressedInputStream(source, "zstd"))
-                file = io.BufferedReader(raw, _BUFFER_BYTES)
+                file = _buffered(raw, place, bounded)
             else:
                 file = stack.enter_context(open(place.path, "rb", buffering=_BUFFER_BYTES))  # noqa: PTH123
                 file.seek(place.start)
@@ -149,6 +157,33 @@ def open_bytes(place: Place) -> Iterator[IO[bytes]]:
         kind = "broken zstd" if place.compression == "zst" else "it cannot be read"
         reason = error.strerror or error
         raise CorpusError(f"{place.path}: {kind} ({reason}); copy it again") from error
+
+
+def _buffered(raw: Any, place: Place, bounded: bool) -> IO[bytes]:
+    most = _MOST_FOLDS * Path(place.path).stat().st_size + _FREE_BYTES
+    return io.BufferedReader(_Bounded(raw, most, place.path) if bounded else raw, _BUFFER_BYTES)
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that refuses to give more than a number of bytes."""
+
+    def __init__(self, raw: Any, most: int, path: str) -> None:
+        super().__init__()
+        self._raw, self._left, self._path = raw, most, path
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._raw.read(len(buffer))
+        buffer[: len(block)] = block
+        self._left -= len(block)
+        if self._left < 0:
+            raise CorpusError(
+                f"{self._path}: it unpacks to more than {_MOST_FOLDS} times its size, as no text "
+                "does; where you trust it, unpack it and give the plain file"
+            )
+        return len(block)
 
 
 def count_line_ends(path: str, end: int) -> int:

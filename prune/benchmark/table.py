@@ -20,13 +20,18 @@ Row = tuple[str, list[str]]
 
 def markdown(record: Record) -> str:
     """Return the table of a benchmark's summary.json, and below it what has to be said once."""
-    heads = ["", *(column["name"].replace("|", "\\|") for column in record["columns"])]
+    heads = ["", *(_shown(column["name"]) for column in record["columns"])]
     rows = [heads, *([name, *cells] for name, cells in _rows(record))]
     widths = [max(3, *(map(_width, column))) for column in zip(*rows, strict=True)]
     lines = [_line(row, widths) for row in rows]
     rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
     lines.insert(1, _line(rule, widths))
     return "\n".join([*lines, "", *_notes(record)]) + "\n"
+
+
+def _shown(name: str) -> str:
+    """Return a name as Markdown shows it, whatever HTML it holds."""
+    return name.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def cell_name(cell: Record) -> str:

@@ -176,6 +176,37 @@ def test_sigterm_is_one_line_and_143(run: Run, capsys: pytest.CaptureFixture[str
     assert error.count("\n") == 1
 
 
+WRITING = """
+import sys, time
+from pathlib import Path
+from lert_ds import cli
+from lert_ds.files import write_whole_folder
+def write(_):
+    with write_whole_folder(Path(sys.argv[1])) as folder:
+        (folder / "half").write_text("half")
+        print("ready", flush=True)
+        time.sleep(60)
+cli._run = write
+cli.main([])
+"""
+
+
+def test_sigterm_leaves_no_part_of_a_folder_and_the_old_one(tmp_path: Path) -> None:
+    place = tmp_path / "edge"
+    place.mkdir()
+    (place / "old").touch()
+    command = [sys.executable, "-c", WRITING, str(place)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["edge", "old"]
+
+
 def test_among_other_processes_sigterm_is_left_to_the_command(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

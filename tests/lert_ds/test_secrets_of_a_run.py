@@ -1,4 +1,4 @@
-"""Nothing that a whole training writes, prints or hands to a tracker holds a planted secret."""
+"""What a whole training writes holds no planted secret, and is for whom the umask lets it be."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def run(*arguments: str, program: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *how, *arguments]
     environment = {**os.environ, **PLANTED, "WANDB_SILENT": "true"}
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, umask=0o002
     )
 
 
@@ -42,23 +42,29 @@ def holding(content: bytes) -> list[str]:
     return [secret for secret in secrets if secret.encode() in content]
 
 
-@pytest.mark.slow
-def test_a_run_keeps_secrets_to_itself(tiny_corpus: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def trained(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run folder with a report and trackers' files, and all that was printed."""
     pytest.importorskip("wandb")
-    output = tmp_path / "run"
+    output = tmp_path_factory.mktemp("secrets") / "run"
     token, secret = PLANTED["HF_TOKEN"], PLANTED["CLUSTER_SECRET"]
-    keys = [
-        f"corpus={tiny_corpus}", f"output={output}", *SIZES, "tracking.tensorboard=true",
-        "tracking.wandb=offline", f"tracking.name=run {token} {secret} https://{IN_URL}@host",
-    ]  # fmt: skip
-    done = run("pretrain", "pretrain-small", *keys)
+    done = run(
+        "pretrain", "pretrain-small", f"corpus={tiny_corpus}", f"output={output}", *SIZES,
+        "tracking.tensorboard=true", "tracking.wandb=offline",
+        f"tracking.name=run {token} {secret} https://{IN_URL}@host",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    printed = done.stdout + done.stderr
     with (output / "metrics.jsonl").open("a") as file:  # as an older version may have left it
         file.write(json.dumps({"kind": "event", "step": 2, "message": token}) + "\n")
-    printed += run("report", str(output)).stdout
-    assert not holding(printed.encode())
+    report = run("report", str(output))
     (output / "metrics.jsonl").write_text("")
+    return output, done.stdout + done.stderr + report.stdout + report.stderr
+
+
+@pytest.mark.slow
+def test_a_run_keeps_secrets_to_itself(trained: tuple[Path, str]) -> None:
+    output, printed = trained
+    assert not holding(printed.encode())
     files = [path for path in output.rglob("*") if path.is_file()]
     kinds = {path.name for path in files}
     assert {"config.json", "run.json", "summary.json", "report.html"} <= kinds
@@ -66,6 +72,16 @@ def test_a_run_keeps_secrets_to_itself(tiny_corpus: Path, tmp_path: Path) -> Non
     assert any(b"mlm/loss" in content for content in tracked)
     assert "[HF_TOKEN]" in (output / "config.json").read_text("utf-8")
     assert {str(path): found for path in files if (found := holding(path.read_bytes()))} == {}
+
+
+@pytest.mark.slow
+def test_a_group_can_share_what_the_umask_lets_it(trained: tuple[Path, str]) -> None:
+    output, _ = trained
+    ours = [p for p in (output, *output.rglob("*")) if "wandb" not in p.relative_to(output).parts]
+    assert any(path.suffix == ".safetensors" for path in ours)
+    modes = {str(p): oct(p.stat().st_mode & 0o777) for p in ours}
+    wanted = {str(p): oct(0o775 if p.is_dir() else 0o664) for p in ours}
+    assert modes == wanted
 
 
 def test_an_error_shows_no_secret() -> None:

@@ -44,3 +44,12 @@ def test_page_tells_it_all() -> None:
     page = render("mine", {**summary(), "speed": speed}, {"a | b": 3})
     for text in ("# mine", "a \\| b | 3", "| v | 5 | 62.50% |", "DEP tags", "None: the annotator"):
         assert text in page, text
+
+
+def test_tags_of_strangers_are_shown_and_no_html() -> None:
+    statistics = {**summary(), "speed": {}}
+    evil = "<script>alert(1)</script>&|\nx"
+    statistics["tags"] = {task: {evil: 3} for task in TASKS}
+    page = render(evil, statistics, {evil: 1})
+    assert "<" not in page
+    assert page.count("&lt;script>alert(1)&lt;/script>&amp;\\| x") == 5

@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from lert_ds.corpus import sources
 from lert_ds.corpus.lines import Split
 from lert_ds.corpus.sources import find_files, open_bytes, read_table, suffixes_of
 from lert_ds.errors import CorpusError
@@ -101,3 +102,29 @@ def test_tables(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1 but no table")
     with pytest.raises(CorpusError, match=r"a.parquet: not a readable Parquet file"):
         list(read_table(Split(str(path), "parquet", "", 0, -1, 0), ["text"]))
+
+
+def _read_all(split: Split, blocks: list[int]) -> None:
+    with open_bytes(split) as file:
+        while block := file.read(1 << 16):
+            blocks.append(len(block))
+
+
+@pytest.mark.parametrize("compression", ["gz", "zst"])
+def test_a_file_that_unpacks_without_end_is_refused(
+    tmp_path: Path, compression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_FREE_BYTES", 1 << 20)
+    bomb = b"\n" * (1 << 23)
+    path = tmp_path / f"a.txt.{compression}"
+    path.write_bytes(gzip.compress(bomb) if compression == "gz" else zstandard.compress(bomb))
+    split = Split(str(path), "txt", compression, 0, -1, 0)
+    blocks: list[int] = []
+    with pytest.raises(CorpusError, match=r"a\.txt\.\w+: it unpacks to more than 200 times its"):
+        _read_all(split, blocks)
+    assert sum(blocks) <= 200 * path.stat().st_size + (1 << 20)
+    with open_bytes(split, bounded=False) as file:
+        assert len(file.read()) == len(bomb)
+    (tmp_path / "t.parquet.gz").write_bytes(gzip.compress(bomb))
+    with pytest.raises(CorpusError, match=r"t\.parquet\.gz: it unpacks to more"):
+        list(read_table(Split(str(tmp_path / "t.parquet.gz"), "parquet", "gz", 0, -1, 0), None))

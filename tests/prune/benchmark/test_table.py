@@ -94,3 +94,9 @@ def test_a_first_column_that_is_too_short_gives_no_ratio() -> None:
 
 def test_the_name_of_a_cell() -> None:
     assert cell_name({"threads": 2, "batch_size": 1, "length": 8}) == "1 × 8, 2 threads"
+
+
+def test_a_name_is_shown_and_no_html() -> None:
+    record = copy.deepcopy(RECORD)
+    record["columns"][1]["name"] = "<script>&|"
+    assert "| &lt;script>&amp;\\| |" in " ".join(markdown(record).split("\n")[0].split())
