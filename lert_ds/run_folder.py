@@ -2,10 +2,11 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 from lert_ds import distributed, run_lock
 from lert_ds.config import dump
+from lert_ds.errors import UserError
 from lert_ds.files import refuse_finished, write_json
 from lert_ds.train.engine import join_processes, leave_processes
 from lert_ds.train.peers import Peers
@@ -33,11 +34,17 @@ def prepared(run: TrainingRun, corpora: Corpora) -> Iterator[Peers]:
     try:
         peers = Peers(timeout_seconds)
         leads = peers.leader(run.output) == distributed.rank()
-        with run_lock.held(run.output) if leads else nullcontext():
-            for corpus in (corpora.train, corpora.valid):
-                if corpus is not None:  # the processes of a host share the hashing
-                    corpus.verify(distributed.local_rank(), distributed.local_world_size())
-            peers.gather(None)
+        with ExitStack() as lock:
+            mistake: UserError | None = None
+            try:
+                if leads:
+                    lock.enter_context(run_lock.held(run.output))
+                for corpus in (corpora.train, corpora.valid):
+                    if corpus is not None:  # the processes of a host share the hashing
+                        corpus.verify(distributed.local_rank(), distributed.local_world_size())
+            except UserError as error:
+                mistake = error
+            peers.agree(mistake)
             if leads:
                 _make_folder(run)
             peers.gather(None)

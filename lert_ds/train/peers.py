@@ -15,6 +15,7 @@ import torch
 import torch.distributed
 
 from lert_ds import distributed
+from lert_ds.errors import UserError
 
 _CHUNK_BYTES = 2**26
 _SEEN = ".seen-"
@@ -49,6 +50,15 @@ class Peers:
             json.loads(row[: int(size)].numpy().tobytes())
             for row, size in zip(rows, sizes, strict=True)
         ]
+
+    def agree(self, error: UserError | None) -> None:
+        """Raise a user's error on all processes where one has it: nobody waits for that one."""
+        told = self.gather(None if error is None else str(error))
+        if error is not None:
+            raise error
+        for rank, found in enumerate(told):
+            if found is not None:
+                raise UserError(f"rank {rank}: {found}")
 
     def exchange(self, *flags: int) -> tuple[int, ...]:
         """Send `flags` and return the largest of each over all processes, of the call before.

@@ -1,5 +1,6 @@
 """Trainings that fail, by the real `deepspeed` launcher: all end, in time, with a word."""
 
+import contextlib
 import json
 import os
 import signal
@@ -49,10 +50,12 @@ class Run(NamedTuple):
         """Return the processes that train, by rank."""
         found = {}
         for process in psutil.Process(self.launcher.pid).children(recursive=True):
-            words = process.cmdline()
-            rank = next((w for w in words if w.startswith("--local_rank=")), None)
-            if rank is not None and process.parent().cmdline()[:5] != words[:5]:
-                found[int(rank.partition("=")[2])] = process
+            with contextlib.suppress(psutil.Error):  # one may end meanwhile
+                words, parent = process.cmdline(), process.parent()
+                rank = next((w for w in words if w.startswith("--local_rank=")), None)
+                # Its data workers have the same command line.
+                if rank is not None and parent is not None and rank not in parent.cmdline():
+                    found[int(rank.partition("=")[2])] = process
         return [found[rank] for rank in sorted(found)]
 
     def wait_for_checkpoint(self, seconds: float = 120) -> None:
@@ -203,7 +206,7 @@ def test_ctrl_c_saves_and_a_second_one_exits_at_once(start: Callable[..., Run]) 
     code, said = run.end(60)
     assert "saved and stopped by SIG" in said
     assert run.newest() > before
-    assert code in (0, 1)  # the launcher's own; the ranks exit 0
+    assert code in (0, 1, -signal.SIGINT)  # the launcher's own; its processes exit 0
 
 
 @pytest.mark.launch
