@@ -8,6 +8,7 @@ from pathlib import Path
 from forked_ranks import Scenario, run
 
 from lert_ds import distributed
+from lert_ds.errors import CorpusError, UserError
 from lert_ds.train import peers as module
 from lert_ds.train.peers import Peers
 
@@ -68,5 +69,18 @@ def copy_file() -> None:
     tell("copy_file", sorted(path.name for path in folder.iterdir()))
 
 
+def agree() -> None:
+    peers, said = Peers(60), []
+    for wrong in ((), (1,), (1, 2)):
+        mine = CorpusError(f"told by {distributed.rank()}") if distributed.rank() in wrong else None
+        try:
+            peers.agree(mine)
+            said.append("")
+        except UserError as error:
+            said.append(str(error))
+    tell("agree", said)
+
+
 if __name__ == "__main__":
-    run(FOLDER, [Scenario(act.__name__, 3, act) for act in (gather, exchange, leader, copy_file)])
+    acts = (gather, exchange, leader, copy_file, agree)
+    run(FOLDER, [Scenario(act.__name__, 3, act) for act in acts])

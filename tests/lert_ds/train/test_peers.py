@@ -60,6 +60,13 @@ def test_a_file_is_copied_to_those_that_receive_it(three: Path) -> None:
     assert len((three / "copies-2/file").read_bytes()) == 1000
 
 
+def test_what_one_refuses_all_refuse(three: Path) -> None:
+    for rank, (nothing, one, two) in enumerate(told(three, "agree")):
+        assert nothing == ""
+        assert "told by 1" in one
+        assert f"told by {rank if rank else 1}" in two
+
+
 def test_one_alone_talks_to_nobody(tmp_path: Path) -> None:
     peers = Peers(1)
     assert peers.alone
