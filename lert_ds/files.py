@@ -80,9 +80,12 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     fsync_folder(path.parent)
 
 
-def write_json(path: Path, tree: Any) -> None:
-    """Write `tree` as indented JSON, whole or not at all; tokens and passwords do not get there."""
-    text = json.dumps(redact_tree(tree), indent=2, ensure_ascii=False) + "\n"
+def write_json(path: Path, tree: Any, *, exact: bool = False) -> None:
+    """Write `tree` as indented JSON, whole or not at all; tokens and passwords do not get there.
+
+    `exact` writes it as it is: for what is read again to be acted on, in folders of work.
+    """
+    text = json.dumps(tree if exact else redact_tree(tree), indent=2, ensure_ascii=False) + "\n"
     write_whole(path, lambda file: file.write(text.encode("utf-8")))
 
 

@@ -21,7 +21,7 @@ _SECRET_NAME = re.compile(
 _SHORTEST_SECRET = 8
 """Characters: shorter values, as true or 1, stand in any text."""
 _USER_IN_URL = re.compile(r"(?<=://)[^\s/@'\"<>]+@")
-_TOKEN = re.compile(r"\b(hf|ghp|gho|github_pat|sk|xox[abp])[_-][A-Za-z0-9_-]{16,}")
+_TOKEN = re.compile(r"\b(hf_|ghp_|gho_|ghs_|github_pat_|sk-)[A-Za-z0-9]{16,}[A-Za-z0-9_]*")
 
 
 def redact(text: str) -> str:
@@ -31,7 +31,7 @@ def redact(text: str) -> str:
             text = text.replace(value, f"[{name}]")
     if "://" in text:
         text = _USER_IN_URL.sub("[…]@", text)
-    return _TOKEN.sub(lambda match: f"[{match[1]}_…]", text)
+    return _TOKEN.sub(lambda match: f"[{match[1]}…]", text)
 
 
 def redact_tree(tree: Any) -> Any:

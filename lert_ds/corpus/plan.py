@@ -96,7 +96,7 @@ def read_options(config: PrepareConfig) -> ReadOptions:
 
 def save_plan(work: Path, plan: Plan) -> None:
     """Write the plan into the work folder."""
-    write_json(work / PLAN, asdict(plan))
+    write_json(work / PLAN, asdict(plan), exact=True)
 
 
 def load_plan(work: Path) -> Plan:

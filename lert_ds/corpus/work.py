@@ -79,7 +79,7 @@ class Work:
         """Write JSON to a file, whole."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, tree)
+        write_json(path, tree, exact=True)
 
     def records(self, stage: str) -> Iterator[Any]:
         """Yield what each task of a stage recorded, in the order of the plan."""

@@ -101,6 +101,8 @@ def test_json_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("MY_TOKEN", "planted-token")
     files.write_json(tmp_path / "file.json", {"a": ["planted-token"]})
     assert json.loads((tmp_path / "file.json").read_text()) == {"a": ["[MY_TOKEN]"]}
+    files.write_json(tmp_path / "file.json", {"a": ["planted-token"]}, exact=True)
+    assert json.loads((tmp_path / "file.json").read_text()) == {"a": ["planted-token"]}
 
 
 def test_what_is_no_json_leaves_the_old_file(tmp_path: Path) -> None:

@@ -634,3 +634,16 @@ def test_parts_of_killed_runs_are_swept(prose: Path, tmp_path: Path, prepare: Pr
         (tmp_path / folder / name).mkdir(parents=True)
     prepare(f"input={prose}")
     assert not [path for path in tmp_path.rglob(".*") if path.name in names]
+
+
+def test_an_input_whose_path_looks_secret_is_read_and_not_told(
+    tmp_path: Path, prepare: Prepare, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "planted-token"
+    folder.mkdir()
+    prose.rename(folder / "prose.txt")
+    monkeypatch.setenv("MY_TOKEN", "planted-token")
+    prepare(f"input={folder / 'prose.txt'}", "split_megabytes=0.005")
+    files = [path for path in (tmp_path / "corpus").rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert not [path for path in files if b"planted-token" in path.read_bytes()]

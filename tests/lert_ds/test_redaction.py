@@ -52,6 +52,7 @@ def test_the_longer_of_two_secrets_goes_first(monkeypatch: pytest.MonkeyPatch) -
         ("hf_AbCdEfGhIjKlMnOpQrStUv", "[hf_…]"),
         ("token=ghp_0123456789abcdefABCDEF0123456789abcd.", "token=[ghp_…]."),
         ("hf_short half_of_everything_in_this_text", "hf_short half_of_everything_in_this_text"),
+        ("/data/sk-learn-datasets-2024/hf_my_folder", "/data/sk-learn-datasets-2024/hf_my_folder"),
     ],
 )
 def test_texts_that_hold_one_by_their_form(text: str, shown: str) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from lert_ds.edge.folder import GRAPHS
@@ -22,6 +23,25 @@ def test_runs_and_says_what_it_takes(tmp_path: Path, write_edge: Any, edge_table
     for name in graph.outputs:
         wanted = edge_tables[name][[5, 3]] * edge_tables["places"][[1, 2]]
         np.testing.assert_allclose(found[name], wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("place", ["../../secret.bin", "{outside}"])
+def test_a_graph_reads_no_weights_outside_its_folder(
+    tmp_path: Path, write_edge: Any, place: str
+) -> None:
+    outside = tmp_path / "secret.bin"
+    path = write_edge(tmp_path / "edge") / GRAPHS["fp32"]
+    model = onnx.load(path)
+    table = next(w for w in model.graph.initializer if w.name == "logits.table")
+    size = len(table.raw_data)
+    outside.write_bytes(bytes(size))
+    table.ClearField("raw_data")
+    table.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", place.format(outside=outside)), ("length", str(size))):
+        table.external_data.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="External data path"):
+        Graph(path)
 
 
 def test_what_cannot_be_opened_or_run(tmp_path: Path, write_edge: Any) -> None:
