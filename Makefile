@@ -1,7 +1,7 @@
 # make quickstart                      raw text → LERT → distilled → pruned → int8, on a CPU
 # make quickstart CORPUS=text          on your own text (UTF-8 .txt, .jsonl, .parquet; .gz, .zst)
 # make quickstart CORPUS=a VALID=b     evaluated on a text of yours, not on a tenth of the first
-# make test | check | bench            each makes .venv first when it is needed
+# make test | test-slow | check | chaos | bench      each makes .venv first when it is needed
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,6 +12,8 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 PROCESSES ?= 2
+FAULTS ?= 105
+SEED ?= 1
 # Where the processor multiplies bf16 matrices itself, that takes two thirds of the time of fp32.
 PRECISION ?= $(if $(shell grep -m 1 -E 'avx512_bf16|amx_bf16' /proc/cpuinfo),bf16,fp32)
 RUN ?= runs/quickstart
@@ -48,7 +50,7 @@ TEXT = corpus='["$(CORPORA)", "$(CORPORA)-annotated"]' $(EVALUATED)
 ON = $(TEXT) $(EVERY) \
 	deepspeed=ds_configs/cpu_$(PRECISION).json overwrite=true
 
-.PHONY: quickstart test check setup bench clean
+.PHONY: quickstart test test-slow check setup chaos bench clean
 
 setup: $(READY)
 
@@ -69,7 +71,17 @@ check: $(READY)
 	$(BIN)/mypy
 
 test: $(READY)
-	$(BIN)/pytest -q -n $(PROCESSES) --dist loadfile $(PYTEST)
+	$(BIN)/pytest -q -n $(PROCESSES) --dist loadfile -m "not slow" $(PYTEST)
+
+# What takes long: launches that fail in every way, several hosts, every layout of a resume.
+test-slow: $(READY)
+	$(BIN)/pytest -q -n $(PROCESSES) --dist loadfile -m slow $(PYTEST)
+
+# A hundred faults in trainings, then thirty in `prepare`: about half an hour on two quiet cores.
+chaos: $(READY)
+	$(BIN)/python tests/chaos/training_chaos.py --faults $(FAULTS) --seed $(SEED) \
+		--output benchmarks/results/chaos.json
+	$(BIN)/python tests/chaos/prepare_chaos.py --faults 30 --seed $(SEED)
 
 quickstart: $(READY)
 	@echo "1/8  raw text → corpus: words, parts of speech, entities"

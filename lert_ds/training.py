@@ -148,6 +148,11 @@ def _watched(
             code = 2 if isinstance(error, UserError) else 1
             watchdog.fail(f"{type(error).__name__}: {error}", code)
             error.add_note(f"on {watchdog.whereabouts()}")
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                error.add_note(
+                    "out of memory: lower train.micro_batch_size (the batch stays), then "
+                    "train.gradient_checkpointing=true, then a higher ZeRO stage"
+                )
             raise
         watchdog.close()
 

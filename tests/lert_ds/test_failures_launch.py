@@ -15,6 +15,8 @@ from typing import NamedTuple
 import psutil
 import pytest
 
+pytestmark = [pytest.mark.launch, pytest.mark.slow]
+
 ROOT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 6.0
 # Two polls of the watchdog, the launcher's own poll, and what a busy machine adds.
@@ -129,7 +131,6 @@ def goes_on(start: Callable[..., Run], newest: int) -> None:
     assert not (again.output / "model").exists()
 
 
-@pytest.mark.launch
 def test_a_killed_rank_ends_the_run_which_goes_on(start: Callable[..., Run]) -> None:
     run = start()
     run.wait_for_checkpoint()
@@ -140,7 +141,6 @@ def test_a_killed_rank_ends_the_run_which_goes_on(start: Callable[..., Run]) -> 
     goes_on(start, run.newest())
 
 
-@pytest.mark.launch
 def test_a_hung_rank_ends_the_run_in_time(start: Callable[..., Run]) -> None:
     run = start()
     run.wait_for_checkpoint()
@@ -155,7 +155,6 @@ def test_a_hung_rank_ends_the_run_in_time(start: Callable[..., Run]) -> None:
     assert any(f"rank 1 on {host}, step " in message for message in run.told())
 
 
-@pytest.mark.launch
 def test_a_rank_that_loops_for_ever_ends_the_run_in_time(start: Callable[..., Run]) -> None:
     # Its threads live on and tell so; only the training does not move.
     hang = {"LERT_DS_TEST_LOOP_AT": "30", "PYTHONPATH": str(ROOT / "tests/launch/hang")}
@@ -167,7 +166,6 @@ def test_a_rank_that_loops_for_ever_ends_the_run_in_time(start: Callable[..., Ru
     assert "sitecustomize.py" in said, "the stack of the process that hangs is missing"
 
 
-@pytest.mark.launch
 def test_the_launcher_killed_takes_its_ranks_with_it(start: Callable[..., Run]) -> None:
     run = start()
     run.wait_for_checkpoint()
@@ -178,7 +176,6 @@ def test_the_launcher_killed_takes_its_ranks_with_it(start: Callable[..., Run]) 
     assert any("its launcher is gone" in message for message in run.told())
 
 
-@pytest.mark.launch
 def test_nan_on_one_rank_ends_all_with_its_step(start: Callable[..., Run]) -> None:
     run = start("train.learning_rate=1e30", "optimizer.name=lion")
     code, said = run.end(120)
@@ -187,7 +184,6 @@ def test_nan_on_one_rank_ends_all_with_its_step(start: Callable[..., Run]) -> No
     assert "on rank " in said
 
 
-@pytest.mark.launch
 def test_a_second_run_in_the_same_folder_is_refused(start: Callable[..., Run]) -> None:
     run = start()
     run.wait_for_checkpoint()
@@ -197,7 +193,6 @@ def test_a_second_run_in_the_same_folder_is_refused(start: Callable[..., Run]) -
     assert run.launcher.poll() is None
 
 
-@pytest.mark.launch
 def test_ctrl_c_saves_and_a_second_one_exits_at_once(start: Callable[..., Run]) -> None:
     run = start()
     run.wait_for_checkpoint()
@@ -209,7 +204,6 @@ def test_ctrl_c_saves_and_a_second_one_exits_at_once(start: Callable[..., Run]) 
     assert code in (0, 1, -signal.SIGINT)  # the launcher's own; its processes exit 0
 
 
-@pytest.mark.launch
 def test_the_wall_clock_stops_a_run_in_time(start: Callable[..., Run]) -> None:
     started = time.monotonic()
     run = start("train.stop_before_hours=0.009")  # 32 s
@@ -219,11 +213,10 @@ def test_the_wall_clock_stops_a_run_in_time(start: Callable[..., Run]) -> None:
     assert time.monotonic() - started < 0.009 * 3600 + 15
 
 
-@pytest.mark.launch
 def test_supervise_starts_again_until_it_is_done(start: Callable[..., Run]) -> None:
     lert_ds = Path(sys.executable).with_name("lert-ds")
     supervisor = (str(lert_ds), "supervise", "--wait-seconds", "0.5", "--restarts", "3", "--")
-    run = start("train.steps=400", before=supervisor)
+    run = start("train.steps=200", before=supervisor)
     run.wait_for_checkpoint()
     run.ranks()[0].kill()
     code, said = run.end(180)

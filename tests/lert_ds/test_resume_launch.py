@@ -13,6 +13,8 @@ from lert_ds.configuration_lert import LertConfig
 from lert_ds.labels import LTP_TAGS
 from lert_ds.modeling_lert import LertForPreTraining
 
+pytestmark = [pytest.mark.launch, pytest.mark.slow]
+
 STEPS, STOP, BATCH = 9, 4, 8
 MACHINES = [
     *(f"zero{stage}_{precision}" for precision in ("fp32", "bf16", "fp16") for stage in (0, 1, 2)),
@@ -149,7 +151,6 @@ def exact(
     return folder
 
 
-@pytest.mark.launch
 @pytest.mark.parametrize(("command", "machine"), CASES)
 def test_an_interrupted_run_is_bit_for_bit_the_undisturbed_one(
     exact: Path, command: str, machine: str
@@ -190,7 +191,6 @@ def elastic(
         launch_runs(processes, [("pretrain", tree, options)], folder)
 
 
-@pytest.mark.launch
 def test_another_number_of_processes_goes_on_with_the_same_stream(
     launch_runs: Any, exact: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
@@ -204,7 +204,6 @@ def test_another_number_of_processes_goes_on_with_the_same_stream(
     assert samples(Path(str(output) + ".stream")) == list(range(STEPS * BATCH))
 
 
-@pytest.mark.launch
 def test_another_stage_precision_and_micro_batch_go_on(
     launch_runs: Any, exact: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
