@@ -11,6 +11,7 @@ The files hold stretches of named parameters (fragments.py), so another number o
 stage or precision reads them as well as the one that wrote them.
 """
 
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,8 @@ from lert_ds.train.checkpoint_search import CheckpointSearch, Found
 from lert_ds.train.engine import Engine
 from lert_ds.train.fragments import Fragment, Fragments, write
 from lert_ds.train.peers import Peers
+
+logger = logging.getLogger(__name__)
 
 
 class SaveError(CheckpointError):
@@ -142,18 +145,14 @@ class Checkpoints:
         }
         manifest = layout.make_manifest(files, saved.facts)
 
-        def publish() -> None:
-            layout.publish(self.folder, saved.tag, manifest)
-            layout.remove_old(self.folder, self._keep, self._keep_every)
-
-        self._together(saved.tag, publish)
+        self._together(saved.tag, lambda: layout.publish(self.folder, saved.tag, manifest))
+        # Not before the others' folders have the new one: each has a part of it alone.
+        if self._leader == distributed.rank():
+            try:
+                layout.remove_old(self.folder, self._keep, self._keep_every)
+            except OSError as error:  # the new one is there all the same
+                logger.warning("%s: old checkpoints cannot be removed: %s", self.folder, error)
         return saved.tag
-
-    def abandon(self) -> None:
-        """Wait for this process's writer, where there is one; what it wrote is never published."""
-        if self._under_way is not None:
-            self._under_way.writer.join()
-            self._under_way = None
 
     def newest(self, wanted: str | None = None) -> Found | None:
         """Return the newest whole checkpoint, or `wanted`; all processes must call it.
