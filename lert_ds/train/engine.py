@@ -126,6 +126,10 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one micro-batch; they are averaged over accumulation and ranks."""
+        if self.stage == 0 and self.precision == "fp16":
+            # DeepSpeed 0.19 divides by the scale what it has multiplied under ZeRO alone: the
+            # gradients would be as many times too small, and Adam would hardly move.
+            loss = loss.float() * self._engine.optimizer.loss_scale_config.cur_scale
         self._engine.backward(loss)
 
     def step(self) -> None:

@@ -58,10 +58,6 @@ class OptimizerLayout:
         """Every process has every piece."""
         self.pieces: list[Piece] = list(_pieces(self._wrapper, names, stage, engine.module))
 
-    def kinds(self) -> set[str]:
-        """Return the kinds of the optimizer's tensors: exp_avg, exp_avg_sq."""
-        return {kind for piece in self.pieces for kind in self.tensors(piece)}
-
     def tensors(self, piece: Piece) -> dict[str, Tensor]:
         """Return the optimizer's tensors for a piece: flat views; none before its first step."""
         state = self._basic.state.get(piece.buffer, {})

@@ -3,12 +3,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
-from lert_ds.errors import CheckpointError, ConfigError
+from lert_ds import distributed
+from lert_ds.errors import ConfigError
 from lert_ds.objective import Batch, StepOutput
 from lert_ds.train import deepspeed_config
 from lert_ds.train.engine import Engine, NonFiniteError
+from lert_ds.train.fragments import Fragments, write
 from lert_ds.train.optim import OptimizerConfig
 
 ROOT = Path(__file__).parents[3]
@@ -39,7 +42,7 @@ def batch(values: list[float]) -> Batch:
 
 
 def start(
-    machine: str, *, optimizer: OptimizerConfig | None = None, clipping: float = 0.0
+    machine: str | Path, *, optimizer: OptimizerConfig | None = None, clipping: float = 0.0
 ) -> Engine:
     owned = {
         "train_batch_size": 1,
@@ -47,7 +50,8 @@ def start(
         "gradient_accumulation_steps": 1,
         "gradient_clipping": clipping,
     }
-    tree = deepspeed_config.resolve(ROOT / "ds_configs" / f"{machine}.json", owned)
+    path = machine if isinstance(machine, Path) else ROOT / "ds_configs" / f"{machine}.json"
+    tree = deepspeed_config.resolve(path, owned)
     return Engine(Plain(), optimizer or OptimizerConfig(), tree)
 
 
@@ -84,6 +88,26 @@ def test_the_first_updates_follow_the_formula(stage: str, precision: str) -> Non
     torch.testing.assert_close(weights["linear.weight"], expected, atol=tolerance, rtol=tolerance)
     expected = lert_adamw(torch.full((3,), 0.25), [torch.ones(3)] * 2, decay=0.0)
     torch.testing.assert_close(weights["linear.bias"], expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("power", [0, 10])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_loss_scale_changes_no_update(
+    stage: int, power: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # DeepSpeed 0.19 scaled no loss with ZeRO 0, but its gradients back: 2^10 times too small.
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+    fp16 = {"enabled": True, "initial_scale_power": power}
+    path = tmp_path / "fp16.json"
+    path.write_text(json.dumps({"fp16": fp16, "zero_optimization": {"stage": stage}}))
+    engine = start(path)
+    update(engine, [1e-3, -2e-3, 1e-3, 5e-4])
+    moments = engine.snapshot(copy=True)[0]["linear.weight"].tensors
+    gradient = torch.tensor([1e-3, -2e-3, 1e-3, 5e-4]).repeat(3)
+    torch.testing.assert_close(moments["exp_avg"], 0.1 * gradient, rtol=1e-2, atol=0)
+    assert engine.state_of_scaling()["loss_scale"] == 2**power
+    expected = lert_adamw(torch.full((12,), 0.5), [gradient], decay=0.01)
+    torch.testing.assert_close(moments["weights"], expected, rtol=1e-2, atol=1e-3)
 
 
 def test_offload_updates_by_the_same_formula() -> None:
@@ -139,30 +163,36 @@ def test_lamb_under_zero_is_refused() -> None:
 
 @pytest.mark.parametrize("machine", ["zero0_fp32", "zero1_bf16", "zero2_fp32", "zero3_bf16"])
 def test_a_saved_engine_goes_on_where_it_was(machine: str, tmp_path: Path) -> None:
+    # More of it, for every stage and precision: test_optimizer_layout.py.
     inputs = [[1.0, 2.0, -1.0, 0.5], [0.5, -2.0, 1.0, 0.25], [2.0, 1.0, 1.0, -1.0]]
     engine = start(machine)
     update(engine, inputs[0])
     update(engine, inputs[1])
-    engine.save(tmp_path, "here", {"step": 2})
+    fragments, numbers = engine.snapshot(copy=True)
+    write(tmp_path / "here", fragments)
     update(engine, inputs[2])
     expected = engine.full_weights()
     resumed = start(machine)
-    assert resumed.load(tmp_path, "here")["step"] == 2
+    resumed.restore(Fragments([tmp_path / "here"]), numbers)
     update(resumed, inputs[2])
     found = resumed.full_weights()
     assert all(torch.equal(weight, found[name]) for name, weight in expected.items())
 
 
-def test_a_checkpoint_of_another_stage_is_refused(tmp_path: Path) -> None:
-    start("zero1_fp32").save(tmp_path, "here", {"step": 0})
-    with pytest.raises(CheckpointError, match="here: cannot be loaded with ZeRO 3"):
-        start("zero3_fp32").load(tmp_path, "here")
-
-
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "here").mkdir()
-    with pytest.raises(CheckpointError, match="here"):
-        start("zero1_fp32").load(tmp_path, "here")
+@pytest.mark.parametrize(("world", "stage"), [(1, 0), (2, 0), (3, 0), (2, 1)])
+def test_what_all_have_is_dealt_out(
+    world: int, stage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(f"zero{stage}_fp32")
+    update(engine, [1.0, 2.0, -1.0, 0.5])
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
+    held = []
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        held += list(engine.snapshot(copy=True)[0])
+    # Partitions are each process's own: here both are asked of the one process there is.
+    times = 1 if stage == 0 else world
+    assert sorted(held) == sorted(["linear.weight", "linear.bias"] * times)
 
 
 def test_deepspeed_refuses_in_one_sentence(tmp_path: Path) -> None:
