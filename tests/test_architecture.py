@@ -113,6 +113,8 @@ def _unsafe(path: Path) -> Iterator[tuple[int, str]]:
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
         if called == "torch.load" and given.get("weights_only") != "True":
             yield node.lineno, "torch.load"
+        if re.match(r"Auto\w+\.from_", called) and "trust_remote_code" not in given:
+            yield node.lineno, "trust_remote_code"  # None would ask at the terminal
         for name, value in UNSAFE_ARGUMENTS.items():
             if given.get(name, str(value)) != str(value):
                 yield node.lineno, name
@@ -183,6 +185,7 @@ def test_what_is_unsafe_is_found(tmp_path: Path) -> None:
         "torch.load(path, weights_only=False)": "torch.load",
         "np.load(path, allow_pickle=True)": "allow_pickle",
         "AutoModel.from_pretrained(path, trust_remote_code=flag)": "trust_remote_code",
+        "AutoModel.from_pretrained(path)": "trust_remote_code",
         "subprocess.run(text, shell=True)": "shell",
     }
     safe = "model.eval()\ntorch.load(path, weights_only=True)\nf(trust_remote_code=False)\n"

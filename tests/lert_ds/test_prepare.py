@@ -622,18 +622,25 @@ def test_another_run_after_such_a_one_is_told_that_there_is_a_result(
     assert read_manifest(tmp_path / "corpus").length == 16
 
 
-def test_parts_of_killed_runs_are_swept(prose: Path, tmp_path: Path, prepare: Prepare) -> None:
+def test_parts_of_killed_runs_are_swept(
+    prose: Path, tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lert_ds import files
 
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "divide", stop)
+        with pytest.raises(SystemExit):
+            prepare(f"input={prose}")
     dead = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
-    names = [
-        f".{name}.{files._machine()}.{dead.stdout.strip()}.part"
-        for name in ("corpus", "corpus.work", "plan.json")
-    ]
-    for folder, name in zip((".", ".", "corpus.work"), names, strict=True):
-        (tmp_path / folder / name).mkdir(parents=True)
+    for name in ("corpus", "corpus.work", "corpus.work/x", "corpus.work/corpus/shards/x.npy"):
+        place = tmp_path / name
+        part = f".{place.name}.{files._machine()}.{dead.stdout.strip()}.part"
+        place.with_name(part).mkdir(parents=True)
     prepare(f"input={prose}")
-    assert not [path for path in tmp_path.rglob(".*") if path.name in names]
+    assert not list(tmp_path.rglob(".*.part"))
 
 
 def test_an_input_whose_path_looks_secret_is_read_and_not_told(
