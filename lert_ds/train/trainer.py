@@ -23,8 +23,6 @@ from lert_ds.train.schedule import ScheduleConfig, multiplier
 from lert_ds.train.tracking import Reporter
 from lert_ds.train.watchdog import Watchdog
 
-_WRITTEN, _WRITING = 1, 2
-
 
 class TrainConfig(Config):
     """How long, how much at a time, and how often to look."""
@@ -138,7 +136,8 @@ class Trainer:
         """What asked to stop before the end; a checkpoint is there."""
         self._sums = MetricSums()
         self._window = _Window()
-        self._step_seconds = self._save_seconds = 0.0
+        self._step_seconds = self._save_seconds = self._evaluation_seconds = 0.0
+        self._saves = 0
         self._saved: str | None = None
 
     def resume(self, tag: str) -> dict[str, Any]:
@@ -165,11 +164,11 @@ class Trainer:
             self.step += 1
             self.samples += self._config.batch_size
             self._reporter.advance(self.step)
-            if self._is_due(self._config.report_every):
+            if self._is_due(self._config.report_every, self.step):
                 self._report()
-            if self._is_due(self._config.evaluate_every):
+            if self._is_due(self._config.evaluate_every, self.step):
                 last = self.evaluate()
-            if self._is_due(self._config.save_every):
+            if self._is_due(self._config.save_every, self.step):
                 self._save(state)
             self._listen(state)
         self._finish_save()
@@ -182,7 +181,7 @@ class Trainer:
         """Return the held-out metrics, reported too; empty where there is no held-out corpus."""
         if self._data.evaluation is None:
             return {}
-        sums = MetricSums()
+        sums, started = MetricSums(), time.perf_counter()
         self._engine.train(False)
         with torch.no_grad():
             for batch in self._data.evaluation():
@@ -191,6 +190,7 @@ class Trainer:
         self._engine.train()
         values = self._objective.summary(sums.reduce())
         self._reporter.report("valid", self.step, values)
+        self._evaluation_seconds = time.perf_counter() - started
         self._window.restart()  # throughput is of training alone
         return values
 
@@ -255,6 +255,7 @@ class Trainer:
         self._beat(self.step, "saving")
         counts = {"samples": self.samples, "sums": self._sums.state()}
         self._checkpoints.start(self._engine, self.step, {**counts, **state})
+        self._saves += 1
 
     def _finish_save(self) -> None:
         """Publish the checkpoint that is being written, where there is one."""
@@ -271,11 +272,13 @@ class Trainer:
     def _listen(self, state: dict[str, Any]) -> None:
         """Agree with the others on what happened meanwhile: a save is written, a stop is asked."""
         margin = 2 * (self._step_seconds + self._save_seconds)
-        under_way, writing = self._checkpoints.under_way, self._checkpoints.writing
-        stop, saving = self._peers.exchange(
-            self._interruption.code(margin), (_WRITING if writing else _WRITTEN) if under_way else 0
-        )
-        if saving == _WRITTEN:  # by the slowest
+        if self._is_due(self._config.evaluate_every, self.step + 1):
+            margin += self._evaluation_seconds
+        # The number of a save, doubled, and one more while it is written: the largest of all tells
+        # of the slowest, and a word about an earlier save is none about this one.
+        writing = 2 * self._saves + self._checkpoints.writing
+        stop, slowest = self._peers.exchange(self._interruption.code(margin), writing)
+        if slowest == 2 * self._saves:
             self._finish_save()
         if stop and self.step < self._config.steps:
             self._stop(stop, state)
@@ -291,8 +294,8 @@ class Trainer:
             self.step, f"saved and stopped by {self.stopped_by}; the same command goes on from here"
         )
 
-    def _is_due(self, every: int) -> bool:
-        return every > 0 and (self.step % every == 0 or self.step == self._config.steps)
+    def _is_due(self, every: int, step: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self._config.steps)
 
 
 class _Window:

@@ -62,6 +62,7 @@ DAMAGES = (
     "the newest checkpoint's manifest lost",
     "latest names nothing",
 )
+CORPUS = ("a byte of a corpus shard changed", "a corpus shard lost")
 FULL = "a full disk"
 RARE = ("SIGSTOP of a rank",)
 """Takes a minute each: once in three rounds."""
@@ -133,9 +134,10 @@ class Training:
             return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
         return []
 
-    def step(self) -> int:
-        """Return the step that was reported last."""
-        return max([line["step"] for line in self.lines()[-3:]], default=0)
+    def step(self, start: "Start") -> int:
+        """Return the step that a start reported last, 0 where it has reported none."""
+        lines = self.lines()[start.lines_before :]
+        return max([line["step"] for line in lines if line["kind"] == "train"], default=0)
 
     def finished(self) -> bool:
         return (self.output / "model/config.json").is_file()
@@ -293,8 +295,8 @@ def fill(training: Training, start: Start) -> str:
             return "ended before"
     finally:
         filler.unlink()
-    goal = training.step() + 3 * SAVE_EVERY
-    if not wait(start, lambda: training.step() >= goal or training.finished(), 60):
+    goal = training.step(start) + 3 * SAVE_EVERY
+    if not wait(start, lambda: training.step(start) >= goal or training.finished(), 60):
         return "a save was refused; finished"
     told = training.lines()[before:]
     if not any("could not be written" in line.get("message", "") for line in told):
@@ -302,11 +304,34 @@ def fill(training: Training, start: Start) -> str:
     return "a save was refused and told, training went on and saved again"
 
 
+def without_corpus(training: Training, fault: str, generator: random.Random) -> tuple[str, str]:
+    """Start on a corpus that is damaged, then mend it: the start must refuse it by name."""
+    path = generator.choice(sorted(Path(training.tree["corpus"]).glob("shards/*.npy")))
+    content = path.read_bytes()
+    if "lost" in fault:
+        path.unlink()
+    else:
+        place = generator.randrange(len(content))
+        flipped = content[place] ^ 1 << generator.randrange(8)
+        path.write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])
+    try:
+        start = training.start()
+        code = start.process.wait(240)
+        all_gone(start)
+    finally:
+        path.write_bytes(content)
+    if code != 2 or path.name not in start.said() or "Traceback" in start.said():
+        raise LostError(f"exit {code} on a damaged corpus: {start.said()[-1500:]}")
+    return "before the start", f"refused, exit 2, {path.name} named; goes on when it is mended"
+
+
 def one(training: Training, fault: str, generator: random.Random) -> tuple[str, str]:
     """Start the training, bring about a fault; return its moment and its outcome."""
+    if fault in CORPUS:
+        return without_corpus(training, fault, generator)
     start = training.start()
     first = (training.expected or 0) + generator.randint(1, 18)
-    alive = wait(start, lambda: training.step() >= first or training.finished())
+    alive = wait(start, lambda: training.step(start) >= first or training.finished())
     check_start(training, start)
     outcome, whom, number = "", "all", signal.SIGKILL
     if fault == FULL:
@@ -318,7 +343,7 @@ def one(training: Training, fault: str, generator: random.Random) -> tuple[str, 
         time.sleep(generator.choice((0.0, 0.001, 0.003, 0.01)))
     elif fault in KILLS:
         whom, number = KILLS[fault]
-    step = training.step()
+    step = training.step(start)
     sent = alive and send(start, whom, number, generator)
     seconds = all_gone(start)
     code = start.process.returncode
@@ -389,7 +414,7 @@ def check_end(training: Training, reference: Training, steps: int) -> None:
 
 def faults_of(count: int, generator: random.Random) -> list[str]:
     """Return the faults to bring about: each kind once before any comes twice."""
-    kinds = [*KILLS, *IN_SAVE, *IN_SAVE, *DAMAGES, FULL]
+    kinds = [*KILLS, *IN_SAVE, *IN_SAVE, *DAMAGES, *CORPUS, FULL]
     chosen: list[str] = []
     rounds = 0
     while len(chosen) < count:

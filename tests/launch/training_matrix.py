@@ -14,9 +14,11 @@ DeepSpeed on a CPU takes fp16 where the processor multiplies it itself; torch co
 
 import itertools
 import json
+import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from deepspeed.accelerator import get_accelerator
 
 from distill.run import DistillRun, distill
 from lert_ds import cli, config, distributed, run_folder, training, training_run
+from lert_ds.errors import UserError
 from lert_ds.pretrain import PretrainRun, pretrain
 from lert_ds.train.engine import leave_processes
 from lert_ds.train.interruption import Interruption
@@ -81,8 +84,17 @@ def main() -> None:
         Interruption.code = asked_after(options.get("stop_after"))
         training.data_of = recorded(options.get("stream"), options.get("pace", 0.0))
         run_class, command = COMMANDS[name]
-        run = config.parse(run_class, tree, "matrix")
-        command(run, training_run.open_corpora(run))
+        try:
+            run = config.parse(run_class, tree, "matrix")
+            command(run, training_run.open_corpora(run))
+        except UserError as error:  # as the command line does
+            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.flush()
+            os._exit(2)
+        except Exception:  # noqa: BLE001 - without the interpreter's orderly end, which may hang
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
     leave_processes()
 
 
