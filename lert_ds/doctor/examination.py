@@ -5,8 +5,7 @@
 What depends on something that failed is left out, and a row says so.
 """
 
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +19,11 @@ from lert_ds.doctor import (
     storage_checks,
 )
 from lert_ds.doctor.hosts import Answer, Hosts, Question, SilenceError
+from lert_ds.doctor.meeting import Meeting, compare_clocks
 from lert_ds.doctor.plan import Plan
 from lert_ds.doctor.row import Row
 from lert_ds.errors import ConfigError
 from lert_ds.train import deepspeed_config
-
-CONNECT_SECONDS = 5.0
 
 
 @dataclass
@@ -62,15 +60,22 @@ class Examination:
         """Return every row."""
         with ThreadPoolExecutor(1) as pool:
             planned = None if self._request.plan is None else pool.submit(self._request.plan)
-            skews = self._ask_clocks()
+            self._ask_all({"ask": "time"})  # the first answer waits for the host to start
+            skews = compare_clocks(self._ask, list(self._there))
             facts = self._ask_all({"ask": "facts"})
             plan = self._plan_rows(planned)
         if facts:
             self._software(facts, plan, skews)
-            way_is_free = self._network(facts)
+            port = 0 if self._request.launched else self._request.port
+            meeting = Meeting(self._ask, facts, self._slots, self._request.address, port)
+            if self._request.launched:
+                met = f"the processes met at port {self._request.port}"
+                self.rows.append(Row("port", "OK", met, hosts=(next(iter(facts)),)))
+            rows, free = meeting.try_ways()
+            self.rows += rows
             shards = self._storage(plan)
             self._memory(facts, plan, shards)
-            self._all_reduce(facts, plan, way_is_free)
+            self._all_reduce(meeting, plan, free)
         return self.rows
 
     def _ask(self, questions: Mapping[str, Question]) -> dict[str, Answer]:
@@ -101,24 +106,6 @@ class Examination:
 
     def _ask_all(self, question: Question) -> dict[str, Answer]:
         return self._ask(dict.fromkeys(self._there, question))
-
-    def _ask_clocks(self) -> dict[str, tuple[float, float]]:
-        """Return how far each clock is ahead of the first host's, and how far that may be wrong.
-
-        A host is asked alone, and half of the round trip is what its answer took.
-        """
-        self._ask_all({"ask": "time"})  # the first answer waits for the host to start
-        found = {}
-        for host in list(self._there):
-            started, before = time.perf_counter(), time.time()
-            if host in (answers := self._ask({host: {"ask": "time"}})):
-                half = (time.perf_counter() - started) / 2
-                found[host] = (answers[host]["seconds"] - before - half, half)
-        first = next(iter(found.values()), (0.0, 0.0))
-        return {
-            host: (skew - first[0], doubt + first[1] * (host != next(iter(found))))
-            for host, (skew, doubt) in found.items()
-        }
 
     def _plan_rows(self, planned: "Future[Plan] | None") -> Plan | None:
         if planned is None:
@@ -175,54 +162,6 @@ class Examination:
             self.rows += network_checks.check_names(facts)
         self.rows += network_checks.check_interfaces(facts)
 
-    def _network(self, facts: Mapping[str, Answer]) -> bool:
-        """Try the port and the ways between hosts; return whether an all-reduce could meet."""
-        hosts = [host for host in self._there if host in facts]
-        first, port = hosts[0], self._request.port
-        if self._request.launched:
-            self.rows.append(Row("port", "OK", f"the processes met at port {port}", hosts=(first,)))
-            port = 0
-        answers = self._ask({first: {"ask": "listen", "port": port}})
-        refused = answers.get(first, {}).get("refused", "no answer" if not answers else None)
-        if not self._request.launched:
-            self.rows.append(network_checks.check_port(port, refused, first))
-        ports = {first: answers[first]["port"]} if first in answers and not refused else {}
-        opened = {"ask": "listen", "port": 0}
-        others = self._ask(dict.fromkeys(hosts[1:], opened))
-        ports |= {host: answer["port"] for host, answer in others.items() if "port" in answer}
-        clear = self._try_ways(facts, ports)
-        self._ask({host: {"ask": "hush"} for host in hosts})
-        return clear and refused is None
-
-    def _try_ways(self, facts: Mapping[str, Answer], ports: Mapping[str, int]) -> bool:
-        places = {}
-        for host, port in ports.items():
-            if (address := self._address(facts, host)) is not None:
-                places[host] = (address, port)
-        wanted = {
-            host: [other for other in places if other != host] for host in facts if len(facts) > 1
-        }
-        answers = self._ask(
-            {
-                host: {"ask": "connect", "to": [places[o] for o in others], "wait": CONNECT_SECONDS}
-                for host, others in wanted.items()
-            }
-        )
-        failures = {
-            (host, other): reason
-            for host, answer in answers.items()
-            for other, reason in zip(wanted[host], answer["failures"], strict=True)
-        }
-        self.rows += network_checks.check_ways(failures, places)
-        return not any(failures.values()) and len(places) == len(facts)
-
-    def _address(self, facts: Mapping[str, Answer], host: str) -> str | None:
-        if host == self._there[0] and self._request.address is not None:
-            return self._request.address
-        if len(self._hosts.names) == 1:
-            return "127.0.0.1"
-        return network_checks.address_of(facts[host])
-
     def _storage(self, plan: Plan | None) -> int | None:
         """Look at the folders of a run; return the shards of its corpus, where it can be read."""
         if plan is None:
@@ -271,49 +210,18 @@ class Examination:
         self.rows += memory_checks.check_limits(facts, shards)
         self.rows += storage_checks.check_temporary(facts)
 
-    def _all_reduce(self, facts: Mapping[str, Answer], plan: Plan | None, free: bool) -> None:
-        processes = sum(self._slots.values())
-        if processes < 2:
+    def _all_reduce(self, meeting: Meeting, plan: Plan | None, free: bool) -> None:
+        if sum(self._slots.values()) < 2:
             self.rows.append(Row("all-reduce", "SKIP", "there is one process"))
             return
-        hosts = [host for host in self._there if host in facts]
-        if not free or len(hosts) < len(self._hosts.names):
-            self.rows.append(
-                Row(
-                    "all-reduce",
-                    "SKIP",
-                    "all hosts, the port and the connections have to be there first",
-                )
-            )
+        if not free or len(self._there) < len(self._hosts.names):
+            missing = "all hosts, the port and the connections have to be there first"
+            self.rows.append(Row("all-reduce", "SKIP", missing))
             return
-        port = self._request.port
-        if self._request.launched:  # the port is in use: by the processes that ask this
-            answer = self._ask({hosts[0]: {"ask": "listen", "port": 0}})
-            self._ask({hosts[0]: {"ask": "hush"}})
-            port = answer[hosts[0]]["port"]
-        common = {
-            "ask": "all_reduce",
-            "world_size": processes,
-            "address": self._address(facts, hosts[0]),
-            "port": port,
-            "accelerator": facts[hosts[0]]["accelerator"]["name"],
-        }
-        questions = {}
-        for host, start in zip(hosts, _starts(self._slots[h] for h in hosts), strict=True):
-            questions[host] = common | {"first_rank": start, "slots": self._slots[host]}
-        parameters = None if plan is None else plan.parameters
-        rows = network_checks.check_all_reduce(self._ask(questions), processes, parameters)
-        if rows and all(row.status == "OK" for row in rows) and hosts == self._there:
+        rows = meeting.all_reduce(None if plan is None else plan.parameters)
+        if any(row.status == "OK" for row in rows):
             self.rows = network_checks.soften_names(self.rows)
         self.rows += rows
-
-
-def _starts(counts: Iterable[int]) -> list[int]:
-    starts, total = [], 0
-    for count in counts:
-        starts.append(total)
-        total += count
-    return starts
 
 
 def _silent(host: str, reason: str) -> Row:

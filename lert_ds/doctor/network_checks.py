@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from lert_ds.doctor.network import first_address, is_loopback
 from lert_ds.doctor.row import Row
@@ -143,31 +143,33 @@ def check_port(port: int, refused: str | None, host: str) -> Row:
     )
 
 
-def check_ways(
-    failures: Mapping[tuple[str, str], str | None], addresses: Mapping[str, tuple[str, int]]
-) -> list[Row]:
-    """Judge the connections between hosts.
+class Way(NamedTuple):
+    """A connection that a host tried to another."""
 
-    Args:
-        failures: (from, to) to why there was none, or None.
-        addresses: Host to the address and port that the others tried.
-    """
-    rows = []
-    for (start, end), reason in failures.items():
-        if reason is not None:
-            address, port = addresses[end]
-            rows.append(
-                Row(
-                    "connections",
-                    "FAIL",
-                    f"no way to {end} at {address}, port {port}: {reason}",
-                    "let the hosts reach each other on all ports (firewall, cable, routes), or "
-                    "name the interface that does (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)",
-                    (start,),
-                )
-            )
-    if not rows and failures:
-        hosts = tuple(dict.fromkeys(start for start, _ in failures))
+    start: str
+    end: str
+    address: str
+    port: int
+    failure: str | None
+    """Why there was none; None where there was."""
+
+
+def check_ways(ways: Sequence[Way]) -> list[Row]:
+    """Judge the connections between hosts."""
+    rows = [
+        Row(
+            "connections",
+            "FAIL",
+            f"no way to {way.end} at {way.address}, port {way.port}: {way.failure}",
+            "let the hosts reach each other on all ports (firewall, cable, routes), or name what "
+            "does: --master_addr, GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME",
+            (way.start,),
+        )
+        for way in ways
+        if way.failure is not None
+    ]
+    if not rows and ways:
+        hosts = tuple(dict.fromkeys(way.start for way in ways))
         rows.append(Row("connections", "OK", "every host reaches every other", hosts=hosts))
     return rows
 

@@ -161,7 +161,8 @@ def _request(
         command, path = planning.command_of(arguments.config, arguments.overrides)
 
         def plan() -> planning.Plan:
-            return planning.plan(command, path, arguments.overrides, processes, arguments.timeout)
+            seconds = 5 * arguments.timeout  # it loads every library, from a cold disk too
+            return planning.plan(command, path, arguments.overrides, processes, seconds)
 
     port = arguments.master_port
     if port is None:

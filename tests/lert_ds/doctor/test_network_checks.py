@@ -91,13 +91,14 @@ def test_the_address_that_others_are_to_reach(pair: dict[str, dict[str, Any]]) -
 
 
 def test_ways_between_hosts() -> None:
-    places = {"a": ("10.0.0.1", 1), "b": ("10.0.0.2", 2)}
-    (row,) = checks.check_ways({("a", "b"): None, ("b", "a"): None}, places)
+    there = checks.Way("a", "b", "10.0.0.2", 2, None)
+    back = checks.Way("b", "a", "10.0.0.1", 1, None)
+    (row,) = checks.check_ways([there, back])
     assert (row.status, row.hosts) == ("OK", ("a", "b"))
-    (row,) = checks.check_ways({("a", "b"): "no answer within 5 s", ("b", "a"): None}, places)
+    (row,) = checks.check_ways([there._replace(failure="no answer within 5 s"), back])
     assert (row.status, row.hosts) == ("FAIL", ("a",))
     assert "no way to b at 10.0.0.2, port 2: no answer within 5 s" in row.found
-    assert checks.check_ways({}, places) == []
+    assert checks.check_ways([]) == []
 
 
 def test_ports() -> None:
