@@ -28,7 +28,7 @@ FOR_COMPRESSION = LEAVES | {
     for name in (
         "architecture", "cli", "configuration_lert", "data", "edge", "evaluation", "model_dir",
         "model_source", "model_surgery", "modeling_lert", "tokenizer_files",
-        "pretraining_objective", "run_folder", "train", "training", "training_run",
+        "pretraining_objective", "run_folder", "run_lock", "train", "training", "training_run",
         "vocabulary_view",
     )
 }  # fmt: skip

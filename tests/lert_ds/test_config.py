@@ -279,3 +279,14 @@ def test_the_description_lists_every_key_with_its_default_and_docstring() -> Non
 
 def test_a_configuration_error_is_the_users() -> None:
     assert issubclass(ConfigError, UserError)
+
+
+def test_differences_are_told_by_key() -> None:
+    before = {"train": {"steps": 10, "rate": 0.1}, "seed": 1, "old": None, "corpus": ["a"]}
+    now = {"train": {"steps": 20, "rate": 0.1}, "seed": 1, "corpus": ["a", "b"], "new": {"x": 1}}
+    assert config.differences(before, now) == [
+        "train.steps: 10 → 20",
+        'corpus: ["a"] → ["a", "b"]',
+        'new: null → {"x": 1}',
+    ]
+    assert config.differences(now, now) == []

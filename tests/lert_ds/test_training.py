@@ -19,15 +19,3 @@ def test_baselines_are_of_the_held_out_text(run_on: Any, tiny_corpus: Path, tmp_
     tags = tags[tags != IGNORE_INDEX]
     majority = np.bincount(tags).max() / len(tags)
     assert found["ner/accuracy"]["majority tag"] == pytest.approx(majority)
-
-
-def test_overwriting_clears_only_what_a_run_writes(
-    run_on: Any, tiny_corpus: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
-    (tmp_path / "notes.txt").write_text("mine")
-    training._make_folder(run_on(tiny_corpus, tmp_path))
-    assert (tmp_path / "metrics.jsonl").is_file()  # it resumes
-    training._make_folder(run_on(tiny_corpus, tmp_path, overwrite=True))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "notes.txt"]

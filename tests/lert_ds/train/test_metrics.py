@@ -122,6 +122,48 @@ def test_the_cut_into_micro_batches_does_not_matter(pairs: list[torch.Tensor], r
     assert many.reduce() == one.reduce()
 
 
+def test_sums_go_on_from_a_checkpoint_bit_for_bit() -> None:
+    batches = [{"loss": torch.rand(2), "f1": torch.rand(3, 2)} for _ in range(6)]
+    whole = MetricSums()
+    for batch in batches:
+        whole.add(batch)
+    first, second = MetricSums(), MetricSums()
+    for batch in batches[:2]:
+        first.add(batch)
+    state = json.loads(json.dumps(first.state()))
+    second.restore(state, torch.device("cpu"))
+    for batch in batches[2:]:
+        second.add(batch)
+        first.add(batch)
+    assert second.reduce() == whole.reduce() == first.reduce(), "and asking changes nothing"
+
+
+def test_the_state_is_of_all_ranks_and_one_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = MetricSums()
+    sums.add({"loss": pair(1.0, 2.0)})
+    monkeypatch.setattr(metrics, "sum_over_ranks", lambda tensor: tensor * 3)
+    assert sums.state() == {"loss": [[3.0, 6.0]]}
+    assert MetricSums().state() == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        (b"", b""),
+        (b'{"a": 1}\n', b'{"a": 1}\n'),
+        (b'{"a": 1}\n{"b": 2', b'{"a": 1}\n'),
+        (b'{"a', b""),
+        (b'{"a": 1}\n' + b"x" * 200_000, b'{"a": 1}\n'),
+    ],
+)
+def test_a_line_that_a_crash_cut_short_goes(tmp_path: Path, content: bytes, kept: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    mend_json_lines(path)  # no file yet
+    path.write_bytes(content)
+    mend_json_lines(path)
+    assert path.read_bytes() == kept
+
+
 def test_a_report_is_a_line_of_json(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     before = time.time()
