@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lert_ds.train import metrics
-from lert_ds.train.metrics import MetricSums, Record, report_line
+from lert_ds.train.metrics import MetricSums, Record, mend_json_lines, report_line
 
 
 def pair(total: float, count: float) -> torch.Tensor:
