@@ -1,8 +1,10 @@
 """Sums over micro-batches and ranks, divided once; and the lines of metrics.jsonl."""
 
+import errno
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -176,3 +178,59 @@ def test_a_report_is_a_line_of_json(tmp_path: Path) -> None:
     assert first == {"kind": "train", "step": 10, "loss": 2.5, "mlm/accuracy": 0.5}
     assert second["message"] == "第一行\n第二行"
     assert "第一行" in lines[1]  # readable, not escaped
+
+
+class _Disk:
+    """Takes so many bytes of a file and refuses the rest, as a full disk does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free: int | None = None
+        open_file = Path.open
+        disk = self
+
+        class File:
+            def __init__(self, path: Path) -> None:
+                self._file = open_file(path, "ab", buffering=0)
+
+            def __enter__(self) -> "File":
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                self._file.close()
+
+            def write(self, line: bytes) -> int:
+                if disk.free is None:
+                    return int(self._file.write(line))
+                if not disk.free:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                written = int(self._file.write(line[: disk.free]))
+                disk.free -= written
+                return written
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._file, name)
+
+        def opened(path: Path, mode: str = "r", **options: Any) -> Any:
+            return File(path) if mode == "ab" else open_file(path, mode, **options)
+
+        monkeypatch.setattr(Path, "open", opened)
+
+
+def test_lines_that_a_full_disk_refuses_are_written_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    record = Record(path)
+    record.append({"step": 1})
+    disk = _Disk(monkeypatch)
+    disk.free = 5  # half a line
+    for step in (2, 3):
+        record.append({"step": step})
+        assert path.read_bytes() == b'{"step": 1}\n', "no half of a line stays"
+    assert caplog.text.count("its lines wait for room") == 1, "told once"
+    disk.free = None
+    record.append({"step": 4})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+    disk.free = 0
+    record.append({"step": 5})
+    assert caplog.text.count("its lines wait for room") == 2, "a second time is told again"
