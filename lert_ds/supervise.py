@@ -21,6 +21,7 @@ from types import FrameType
 
 from lert_ds import cli, config, run_lock
 from lert_ds.errors import ConfigError
+from lert_ds.redaction import redact
 from lert_ds.train.checkpoint_folder import tags
 
 USER_ERROR = 2
@@ -172,4 +173,4 @@ class Supervisor:
         return bool(self._signals)
 
     def _say(self, text: str) -> None:
-        print(f"supervise: {text}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"supervise: {redact(text)}", file=sys.stderr, flush=True)  # noqa: T201

@@ -33,6 +33,7 @@ from lert_ds.files import write_json
 from lert_ds.labels import IGNORE_INDEX
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
+from lert_ds.redaction import redact_tree
 from lert_ds.train.checkpoint import Checkpoints
 from lert_ds.train.engine import Engine
 from lert_ds.train.interruption import Interruption
@@ -115,7 +116,7 @@ def fit(
             flops_per_token=numbers.flops_per_token,
             peak_flops=_peak_flops(engine),
         )
-        state = {"corpus": corpora.fingerprint, "seed": run.seed, "config": dump(run)}
+        state = {"corpus": corpora.fingerprint, "seed": run.seed, "config": redact_tree(dump(run))}
         _resume(run, trainer, checkpoints, reporter, state)
         valid = trainer.fit(state)
         if trainer.stopped_by is not None:

@@ -27,6 +27,7 @@ from typing import Any
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from lert_ds import distributed
+from lert_ds.redaction import redact
 from lert_ds.train.peers import Peers
 
 _POLL_SECONDS = 1.0
@@ -277,9 +278,8 @@ class Watchdog:
 
 
 def _advised(verdict: dict[str, Any]) -> str:
-    return (
-        f"{verdict['message']}. Every process ends; start again to go on from the newest checkpoint"
-    )
+    message = redact(verdict["message"])
+    return f"{message}. Every process ends; start again to go on from the newest checkpoint"
 
 
 def _first_line(error: Exception) -> str:
