@@ -11,6 +11,9 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
+# Debian packages for the tests of several hosts (tests/launch/cluster.py), which skip without them.
+HOST_TOOLS := openssh-server openssh-client pdsh iproute2 iptables util-linux slurmctld slurmd slurm-client
+
 PROCESSES ?= 2
 FAULTS ?= 105
 SEED ?= 1
@@ -50,7 +53,7 @@ TEXT = corpus='["$(CORPORA)", "$(CORPORA)-annotated"]' $(EVALUATED)
 ON = $(TEXT) $(EVERY) \
 	deepspeed=ds_configs/cpu_$(PRECISION).json overwrite=true
 
-.PHONY: quickstart test test-slow check setup chaos bench clean
+.PHONY: quickstart test test-slow check setup chaos bench host-tools clean
 
 setup: $(READY)
 
@@ -150,6 +153,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/edge.py --text "$(BENCH_TEXT)" --valid "$(BENCH_VALID)" \
 		$(if $(SMALL),--model "$(SMALL)",--vocabulary "$(BENCH_VOCABULARY)") \
 		--output benchmarks/results/edge.json
+
+host-tools:
+	@test "$$(id -u)" = 0 || { echo "to be root is needed for: apt-get install $(HOST_TOOLS)"; exit 1; }
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(HOST_TOOLS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -64,7 +64,7 @@ PermitRootLogin prohibit-password
 MaxStartups 200
 """
 
-# A host that is gone ends a connection after three times five seconds, and pdsh with it.
+# A host that is gone ends a connection after three times three seconds, and pdsh with it.
 SSH_CONFIG = """
 Host *
     IdentityFile {cluster}/key
@@ -74,7 +74,7 @@ Host *
     StrictHostKeyChecking yes
     BatchMode yes
     ConnectTimeout 10
-    ServerAliveInterval 5
+    ServerAliveInterval 3
     ServerAliveCountMax 3
     LogLevel ERROR
 """

@@ -15,6 +15,9 @@ ClusterName=hosts
 SlurmctldHost=node0
 SlurmUser=root
 AuthType=auth/none
+# A job that is queued again waits until its credential has run out: two minutes by default, and
+# where less than 5 s is said.
+AuthInfo=cred_expire=5
 CredType=cred/none
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
@@ -26,10 +29,10 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=1,bf_interval=1
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 ReturnToService=2
-SchedulerParameters=requeue_delay=0
 KillWait=5
 SlurmdTimeout=60
 {nodes}
