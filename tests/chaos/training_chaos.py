@@ -25,8 +25,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +42,7 @@ BATCH = 8
 SAVE_EVERY = 7
 PACE_SECONDS = 0.02
 """A micro-batch, of which each process takes two a step."""
-TIMEOUT_SECONDS = 8.0
+TIMEOUT_SECONDS = 12.0
 END_SECONDS = 90.0
 """In which all processes must be gone: the timeout, and the 30 s that the launcher gives them."""
 TIMED = ("time", "tokens_per_second", "mfu", "memory_gib", "data_wait_share")
@@ -424,8 +426,8 @@ def faults_of(count: int, generator: random.Random) -> list[str]:
     return chosen[:count]
 
 
-def trainings(folder: Path, steps: int) -> dict[str, Callable[[Path], dict[str, Any]]]:
-    """Return the configurations of the three trainings, by command: output folder to tree."""
+def trainings(folder: Path, steps: int) -> dict[str, dict[str, Any]]:
+    """Return the configurations of the three trainings, by command, less their output."""
     import torch
 
     from lert_ds import model_dir
@@ -433,9 +435,8 @@ def trainings(folder: Path, steps: int) -> dict[str, Callable[[Path], dict[str, 
     from lert_ds.labels import LTP_TAGS
     from lert_ds.modeling_lert import LertForPreTraining
 
-    corpus = load(ROOT / "tests/conftest.py").write_tiny_corpus(
-        folder / "corpus", instances=64, seed=0
-    )
+    write = load(ROOT / "tests/conftest.py").write_tiny_corpus
+    corpus = write(folder / "corpus", instances=64, seed=0)
     tags = {task: list(names) for task, names in LTP_TAGS.items()}
     for name, size in (("teacher", 64), ("pruned", 32)):
         torch.manual_seed(0)
@@ -451,39 +452,26 @@ def trainings(folder: Path, steps: int) -> dict[str, Callable[[Path], dict[str, 
     }  # fmt: skip
     shape = {"layers": 2, "hidden_size": 32, "heads": 2, "intermediate_size": 32, "positions": 32}
     match = {"feature": "hidden", "loss": "hidden_mse", "layers": "uniform"}
-    common = {"corpus": str(corpus), "schedule": {"warmup_steps": 2}, "train": train}
+    common = {"schedule": {"warmup_steps": 2}, "train": train}
     taught = common | {
         "teacher": str(folder / "teacher"),
         "teacher_precision": "fp32",
         "distillation": {"intermediate_matches": [match]},
     }
-    return {
-        "pretrain": lambda output: (
-            common
-            | {
-                "output": str(output),
-                "architecture": shape,
-                "deepspeed": "ds_configs/zero2_bf16.json",
-            }
-        ),
-        "distill": lambda output: (
-            taught
-            | {"output": str(output), "student": shape, "deepspeed": "ds_configs/zero1_fp32.json"}
-        ),
-        "recover": lambda output: (
-            taught
-            | {
-                "output": str(output),
-                "model": str(folder / "pruned"),
-                "deepspeed": "ds_configs/zero3_bf16.json",
-            }
-        ),
+    trees: dict[str, dict[str, Any]] = {
+        "pretrain": common | {"architecture": shape, "deepspeed": "ds_configs/zero2_bf16.json"},
+        "distill": taught | {"student": shape, "deepspeed": "ds_configs/zero1_fp32.json"},
+        "recover": taught
+        | {"model": str(folder / "pruned"), "deepspeed": "ds_configs/zero3_bf16.json"},
     }
+    for command, tree in trees.items():  # each its own: they are damaged
+        tree["corpus"] = str(shutil.copytree(corpus, folder / f"corpus-{command}"))
+    return trees
 
 
 def disturb(
     command: str,
-    make: Callable[[Path], dict[str, Any]],
+    tree: dict[str, Any],
     folder: Path,
     faults: Sequence[str],
     steps: int,
@@ -491,13 +479,17 @@ def disturb(
     tell: Callable[[dict[str, Any]], None],
 ) -> None:
     """Run one training undisturbed, then with a fault a start, and compare the two."""
-    for name in ("whole", "disturbed"):
-        (folder / name / "run").mkdir(parents=True)
-    reference = Training(command, make(folder / "whole/run"), folder / "whole")
+
+    def training_in(name: str) -> Training:
+        output = folder / name / "run"
+        output.mkdir(parents=True)
+        return Training(command, tree | {"output": str(output)}, folder / name)
+
+    reference, training = training_in("whole"), training_in("disturbed")
     start = reference.start()
     if start.process.wait() or not reference.finished():
-        raise LostError(f"the undisturbed run failed: {start.said()[-1500:]}")
-    training = Training(command, make(folder / "disturbed/run"), folder / "disturbed")
+        tell({"training": command, "fault": "none", "outcome": start.said()[-1500:], "lost": True})
+        return
     small = Disk(training.output) if FULL in faults else contextlib.nullcontext()
     line: dict[str, Any] = {}
     with small:
@@ -546,21 +538,29 @@ def run(
     faults: int, seed: int, folder: Path, tell: Callable[[dict[str, Any]], None]
 ) -> list[dict[str, Any]]:
     """Bring about `faults` faults, a third in each training; return what was told of each."""
-    generator = random.Random(seed)
     told: list[dict[str, Any]] = []
+    lock = threading.Lock()
 
     def both(line: dict[str, Any]) -> None:
-        told.append(line)
-        tell(line)
+        with lock:
+            told.append(line)
+            tell(line)
 
     share = -(-faults // 3)
     steps = 60 + 30 * share
-    for command, make in trainings(folder, steps).items():
+
+    def through(item: tuple[str, dict[str, Any]]) -> None:
+        command, tree = item
+        generator = random.Random(f"{seed} {command}")
         chosen = faults_of(share, generator)
         if os.geteuid() != 0:
             both({"training": command, "fault": FULL, "outcome": "skipped: needs root to mount"})
             chosen = [fault for fault in chosen if fault != FULL]
-        disturb(command, make, folder / command, chosen, steps, generator, both)
+        disturb(command, tree, folder / command, chosen, steps, generator, both)
+
+    # At once: much of a fault is waiting until a launcher or a timeout is through with it.
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(through, trainings(folder, steps).items()))
     return told
 
 
