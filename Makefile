@@ -2,6 +2,7 @@
 # make quickstart CORPUS=text          on your own text (UTF-8 .txt, .jsonl, .parquet; .gz, .zst)
 # make quickstart CORPUS=a VALID=b     evaluated on a text of yours, not on a tenth of the first
 # make test | test-slow | check | chaos | bench      each makes .venv first when it is needed
+# make host-tools                      Debian packages for the tests of several hosts (root)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -4,8 +4,10 @@ import datetime
 import logging
 import os
 import socket
+import sys
 import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +52,8 @@ def join_processes(timeout_seconds: float = 1800.0) -> None:
     deepspeed_logger.setLevel(os.environ.get("LERT_DS_DEEPSPEED_LOG", "WARNING").upper())
     if torch.distributed.is_initialized():
         return
+    _check_device()
+    _use_own_programs()
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -60,6 +64,31 @@ def join_processes(timeout_seconds: float = 1800.0) -> None:
         dist_backend=get_accelerator().communication_backend_name(), auto_mpi_discovery=False,
         verbose=False, timeout=datetime.timedelta(seconds=timeout_seconds),
     )  # fmt: skip
+
+
+def _use_own_programs() -> None:
+    """Build DeepSpeed's ops with the ninja of this environment, whatever PATH the launcher gave.
+
+    Another version hashes commands otherwise: each start would build every op anew, a minute each.
+    """
+    programs, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
+    if path.split(os.pathsep)[0] != programs:
+        os.environ["PATH"] = os.pathsep.join([programs, path])
+
+
+def _check_device() -> None:
+    """Refuse a launch that gives this process no device of its own.
+
+    Raises:
+        ConfigError: there are fewer devices to see than processes on this host.
+    """
+    there = torch.cuda.device_count()
+    if torch.cuda.is_available() and distributed.local_rank() >= there:
+        raise ConfigError(
+            f"LOCAL_RANK = {distributed.local_rank()}, but this process sees {there} GPU"
+            f"{'s' if there > 1 else ''}: start one process a GPU, and let each see all of its "
+            "host's (srun --gpus-per-node, not --gpus-per-task)"
+        )
 
 
 def leave_processes() -> None:
