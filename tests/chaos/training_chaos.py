@@ -547,7 +547,7 @@ def run(
             tell(line)
 
     share = -(-faults // 3)
-    steps = 60 + 30 * share
+    steps = 60 + 24 * share
 
     def through(item: tuple[str, dict[str, Any]]) -> None:
         command, tree = item
