@@ -1,6 +1,7 @@
 import errno
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -319,6 +320,9 @@ def test_no_host_lets_an_old_one_go_before_all_have_the_new_one(
 
     def die(folder: Path, tag: str, manifest: Any) -> None:
         if folder == folders[1] and tag == "step-2":
+            while not (folders[0] / tag).is_dir():
+                time.sleep(0.01)
+            time.sleep(0.3)  # for what the other does after it
             raise Died
         publish(folder, tag, manifest)
 
