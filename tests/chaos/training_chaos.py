@@ -19,6 +19,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -27,7 +28,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -333,6 +335,8 @@ def one(training: Training, fault: str, generator: random.Random) -> tuple[str, 
         return without_corpus(training, fault, generator)
     start = training.start()
     first = (training.expected or 0) + generator.randint(1, 18)
+    if fault in DAMAGES:  # two at least: one to spoil, and one to go on from
+        first = max(first, 3 * SAVE_EVERY)
     alive = wait(start, lambda: training.step(start) >= first or training.finished())
     check_start(training, start)
     outcome, whom, number = "", "all", signal.SIGKILL
@@ -564,6 +568,23 @@ def run(
     return told
 
 
+def table(told: Sequence[Mapping[str, Any]]) -> str:
+    """Return what was told as Markdown: a row a fault, how often, and what came of it."""
+    outcomes: dict[str, Counter[str]] = {}
+    for line in told:
+        text = re.sub(r", all ended in \d+ s", "", line["outcome"])
+        text = re.sub(r"spoilt .*", "spoilt", re.sub(r"\S+\.npy", "the shard", text))
+        text = "LOST: " + text if line.get("lost") else text
+        outcomes.setdefault(line["fault"], Counter())[text] += 1
+    rows = ["| fault | times | what came of it |", "|---|---|---|"]
+    for fault, counts in sorted(outcomes.items()):
+        what = "; ".join(
+            text if len(counts) == 1 else f"{text} ({n})" for text, n in counts.items()
+        )
+        rows.append(f"| {fault} | {counts.total()} | {what} |")
+    return "\n".join(rows)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run as the arguments say, and exit."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -587,6 +608,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+    sys.stdout.write(f"\n{table(told)}\n")
     sys.exit(any(line.get("lost") for line in told))
 
 
