@@ -10,6 +10,7 @@ flushing). The last save is left out of the runs: it ends with nothing to hide b
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -52,7 +53,7 @@ def seconds_of_steps(corpus: Path, preset: str, steps: int, every: int, kind: st
         lines = Path(folder, "run/metrics.jsonl").read_text("utf-8").splitlines()
     times = [record["time"] for line in lines if (record := json.loads(line))["kind"] == "train"]
     # The last interval holds the end of the run: its save is that of no step.
-    return [b - a for a, b in zip(times, times[1:], strict=False)][WARM_UP_STEPS - 1 : -1]
+    return [b - a for a, b in itertools.pairwise(times)][WARM_UP_STEPS - 1 : -1]
 
 
 def main() -> None:

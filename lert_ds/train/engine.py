@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lert_ds import distributed
 from lert_ds.errors import CheckpointError, ConfigError
 from lert_ds.objective import Batch, StepOutput
-from lert_ds.train import deepspeed_config
+from lert_ds.train import deepspeed_config, op_builds
 from lert_ds.train.fragments import WEIGHTS, Fragment, Fragments, Place, deal
 from lert_ds.train.optim import Lamb, Lion, OptimizerConfig, ParameterOptions, parameter_groups
 from lert_ds.train.optimizer_layout import Numbers, OptimizerLayout
@@ -54,6 +54,7 @@ def join_processes(timeout_seconds: float = 1800.0) -> None:
         return
     _check_device()
     _use_own_programs()
+    op_builds.wait_for_builds()
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -64,6 +65,8 @@ def join_processes(timeout_seconds: float = 1800.0) -> None:
         dist_backend=get_accelerator().communication_backend_name(), auto_mpi_discovery=False,
         verbose=False, timeout=datetime.timedelta(seconds=timeout_seconds),
     )  # fmt: skip
+    distributed.barrier()  # all have mapped the others' memory
+    op_builds.free_shared_memory(distributed.rank())
 
 
 def _use_own_programs() -> None:

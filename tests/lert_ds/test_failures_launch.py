@@ -132,10 +132,13 @@ def goes_on(start: Callable[..., Run], newest: int) -> None:
 
 
 def test_a_killed_rank_ends_the_run_which_goes_on(start: Callable[..., Run]) -> None:
+    memory = set(Path("/dev/shm").iterdir())
     run = start()
     run.wait_for_checkpoint()
     run.ranks()[1].kill()
     code, said = run.end(SLACK_SECONDS)
+    left = {path.name for path in set(Path("/dev/shm").iterdir()) - memory}
+    assert not [name for name in left if name.startswith("deepspeed")]
     assert code != 0
     assert "exits with return code = -9" in said
     goes_on(start, run.newest())
