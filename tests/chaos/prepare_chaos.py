@@ -170,9 +170,9 @@ def disturb(case: Case, whom: str, number: signal.Signals, stage: str, delay: fl
     try:
         said, _ = process.communicate(timeout=END_SECONDS if sent and whom != "worker" else 120)
     except subprocess.TimeoutExpired:
-        _kill(_session(process.pid))
+        _kill(session(process.pid))
         raise LostError("it did not end") from None
-    _, alive = psutil.wait_procs(_session(process.pid), END_SECONDS / 2)
+    _, alive = psutil.wait_procs(session(process.pid), END_SECONDS / 2)
     if alive:
         names = [" ".join(p.cmdline()[:4]) for p in alive if p.is_running()]
         _kill(alive)
@@ -217,7 +217,7 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
     return []
 
 
-def _session(number: int) -> list[psutil.Process]:
+def session(number: int) -> list[psutil.Process]:
     """Return the processes of a session: all that a command has started, and they in turn."""
     found = []
     for process in psutil.process_iter():

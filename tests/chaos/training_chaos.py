@@ -37,6 +37,7 @@ from types import ModuleType
 from typing import Any
 
 import psutil
+from prepare_chaos import session
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,16 +187,6 @@ class Start:
 
     def said(self) -> str:
         return self.log.read_text("utf-8", "replace")
-
-
-def session(number: int) -> list[psutil.Process]:
-    """Return the processes of a session."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) == number:
-                found.append(process)
-    return found
 
 
 def wait(
