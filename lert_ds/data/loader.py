@@ -11,7 +11,11 @@ any number of workers. Places to predict are indices into the flattened batch:
     masked places 3 in the first row, 1 and 2 in the second: masked_positions = [3, 105, 106]
 """
 
+import ctypes
+import multiprocessing
+import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -37,6 +41,9 @@ EVALUATION_SEED = 20221110
 
 LENGTH_MULTIPLE = 8
 """Batches are cut to a multiple of this: tensor cores want it, and few shapes occur."""
+
+_PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process gets when its parent ends."""
 
 PREFETCHED_BATCHES = 4
 """Batches that each worker prepares ahead."""
@@ -243,3 +250,10 @@ def _start_worker(_worker: int) -> None:
     """Leave signals to the process that trains: it saves first, and its workers go with it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    # Whatever kills that process: torch's own workers look now and then, and one that stood still
+    # lived on for minutes.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is None or os.getppid() != parent.pid:  # it died before that
+        os._exit(1)

@@ -50,6 +50,7 @@ END_SECONDS = 90.0
 """In which all processes must be gone: the timeout, and the 30 s that the launcher gives them."""
 TIMED = ("time", "tokens_per_second", "mfu", "memory_gib", "data_wait_share")
 
+COMMANDS = ("pretrain", "distill", "recover")
 KILLS = {
     "SIGKILL of a rank": ("rank", signal.SIGKILL),
     "SIGKILL of the launcher": ("launcher", signal.SIGKILL),
@@ -530,9 +531,16 @@ class Disk:
 
 
 def run(
-    faults: int, seed: int, folder: Path, tell: Callable[[dict[str, Any]], None]
+    faults: int,
+    seed: int,
+    folder: Path,
+    tell: Callable[[dict[str, Any]], None],
+    only: Sequence[str] = COMMANDS,
 ) -> list[dict[str, Any]]:
-    """Bring about `faults` faults, a third in each training; return what was told of each."""
+    """Bring about `faults` faults, a third in each training, of those in `only`.
+
+    Return what was told of each.
+    """
     told: list[dict[str, Any]] = []
     lock = threading.Lock()
 
@@ -555,7 +563,8 @@ def run(
 
     # At once: much of a fault is waiting until a launcher or a timeout is through with it.
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(through, trainings(folder, steps).items()))
+        chosen = [item for item in trainings(folder, steps).items() if item[0] in only]
+        list(pool.map(through, chosen))
     return told
 
 
@@ -581,6 +590,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--faults", type=int, default=105)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=COMMANDS, metavar="COMMAND")
     parser.add_argument("--output", type=Path, help="write all lines to this JSON file too")
     parser.add_argument("--keep", action="store_true", help="keep the folders, to look at")
     arguments = parser.parse_args(argv)
@@ -591,7 +601,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
 
     try:
-        told = run(arguments.faults, arguments.seed, folder, tell)
+        told = run(arguments.faults, arguments.seed, folder, tell, arguments.only)
     finally:
         if arguments.keep:
             sys.stdout.write(f"{folder}\n")

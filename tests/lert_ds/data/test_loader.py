@@ -3,11 +3,14 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -280,3 +283,33 @@ def test_pinned_batches_are_the_same(corpus: Corpus) -> None:
     pinned = take(training_batches(corpus, MASKING, order, workers=1, pin_memory=True), 5)
     assert [(number, fingerprint(batch)) for number, batch in pinned] == plain
     assert all(batch.input_ids.is_pinned() for _, batch in pinned)
+
+
+def test_workers_end_with_a_process_that_is_killed(tiny_corpus: Path) -> None:
+    script = f"""
+import sys, time
+import psutil
+from pathlib import Path
+from lert_ds.data.loader import training_batches
+from lert_ds.data.masking import MaskingConfig
+from lert_ds.data.sampler import MicroBatches
+from lert_ds.data.shards import Corpus
+corpus = Corpus([Path({str(tiny_corpus)!r})])
+order = MicroBatches(len(corpus), 0, 2, 2)
+batches = training_batches(corpus, MaskingConfig(), order, workers=2)
+next(batches)
+print(*[child.pid for child in psutil.Process().children()], flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers = [psutil.Process(int(word)) for word in process.stdout.readline().split()]
+    assert len(workers) == 2
+    for worker in workers:
+        worker.suspend()  # such a one looks for nothing
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=5)
+    for worker in alive:
+        worker.kill()
+    assert not alive
