@@ -93,6 +93,12 @@ def missing() -> str:
     return f"no namespaces here: {tried.stderr.strip()}" if tried.returncode else ""
 
 
+def _without_ranks() -> dict[str, str]:
+    """Return the environment as a terminal has it: without what a launcher or a test has set."""
+    launched = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    return {k: v for k, v in os.environ.items() if k not in launched and not k.startswith("LOCAL_")}
+
+
 def _program(name: str) -> str | None:
     # /usr/sbin is not on every user's path.
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
@@ -216,7 +222,7 @@ class Cluster:
             ["nsenter", "-t", str(_first_process_of(self._hosts[number])),
              "--mount", "--uts", "--ipc", "--net", "--pid",
              *TIED_TO_PARENT, "sh", "-c", inside, "sh", *command],
-            env={**os.environ, "HOME": str(self.home(number)), **environment},
+            env={**_without_ranks(), "HOME": str(self.home(number)), **environment},
             stdin=subprocess.DEVNULL, text=True, **options,
         )  # fmt: skip
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from torch.utils import cpp_extension
 
-pytestmark = pytest.mark.launch
+pytestmark = [pytest.mark.launch, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
@@ -178,7 +178,6 @@ def test_torchrun_on_each_host_trains_alike(
     assert training_losses(output) == expected[name]
 
 
-@pytest.mark.slow
 def test_a_batch_job_that_is_warned_queues_itself_again_until_it_has_finished(
     hosts: Any, slurm: Any, expected: Any, training_losses: Any, tiny_corpus: Path, folder: Path
 ) -> None:
@@ -234,7 +233,6 @@ def ranks_on(hosts: Any, number: int) -> list[psutil.Process]:
     return [p for p in hosts.processes(number) if "--local_rank=0" in p.cmdline()]
 
 
-@pytest.mark.slow
 def test_a_cut_cable_and_a_dead_host_end_the_run_in_time_and_it_goes_on(
     hosts: Any, tiny_corpus: Path, folder: Path
 ) -> None:
