@@ -213,7 +213,8 @@ def test_the_wall_clock_stops_a_run_in_time(start: Callable[..., Run]) -> None:
     code, said = run.end(120)
     assert code == 0
     assert "saved and stopped by the wall-clock limit" in said
-    assert time.monotonic() - started < 0.009 * 3600 + 15
+    # What starting takes on a busy machine comes on top where it takes longer than the limit.
+    assert time.monotonic() - started < 0.009 * 3600 + 60
 
 
 def test_supervise_starts_again_until_it_is_done(start: Callable[..., Run]) -> None:
