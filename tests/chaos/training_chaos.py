@@ -344,7 +344,7 @@ def one(training: Training, fault: str, generator: random.Random) -> tuple[str, 
     step = training.step(start)
     sent = alive and send(start, whom, number, generator)
     seconds = all_gone(start)
-    code = start.process.returncode
+    code = start.process.wait(END_SECONDS)
     if training.finished():
         return f"step {step}", f"finished{f', {outcome}' if outcome else ''}"
     if not sent:
