@@ -15,6 +15,7 @@ import json
 import logging
 import re
 import shutil
+import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from lert_ds.model_source import (
     resolve,
 )
 from lert_ds.model_weights import read_weights
-from lert_ds.modeling_lert import AUTO_CLASSES, LertForPreTraining
+from lert_ds.modeling_lert import AUTO_CLASSES, LertForPreTraining, LertModel
 
 __all__ = [
     "LoadReport",
@@ -136,6 +137,7 @@ def save(
     run: Mapping[str, Any] | None = None,
     *,
     state_dict: Mapping[str, Tensor] | None = None,
+    extra: Mapping[str, Tensor] = types.MappingProxyType({}),
 ) -> None:
     """Write `model` as the model folder `folder`, whole or not at all; one that is there goes.
 
@@ -145,7 +147,9 @@ def save(
         folder: Written beside its place and renamed to it.
         run: Content of run.json.
         state_dict: The model's weights by its own names, where `model` does not hold them whole
-            (ZeRO-3); None takes those of `model`.
+            (ZeRO-3) or at all (meta device); None takes those of `model`.
+        extra: Weights that other classes read from the same folder, by their names there: a
+            pre-trained pooler, `bert.pooler.…`, which the model that is pre-trained has none of.
 
     Raises:
         ModelError: the tokenizer has ids that the model has no embedding for.
@@ -154,6 +158,8 @@ def save(
     _check_reloads(model, weights)
     for tied in model.all_tied_weights_keys:
         weights.pop(tied, None)
+    assert not extra.keys() & weights.keys(), sorted(extra.keys() & weights.keys())
+    weights |= extra
     with write_whole_folder(folder) as temporary:
         tokenizer_files.copy(tokenizer_folder, temporary, model.config.vocab_size)
         with _quiet_transformers():
@@ -195,8 +201,11 @@ def _modules_of(parameters: Iterable[str]) -> list[str]:
 def _check_reloads(model: transformers.PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
     """Hold `weights` to what the configuration would build, so that what is saved can be loaded."""
     assert type(model) in AUTO_CLASSES.values(), type(model)
+    # An encoder alone may have a pooler or not, whatever its configuration.
+    options = {"add_pooling_layer": model.pooler is not None} if type(model) is LertModel else {}
     with torch.device("meta"):
-        wanted = {key: value.shape for key, value in type(model)(model.config).state_dict().items()}
+        rebuilt = type(model)(model.config, **options)
+    wanted = {key: value.shape for key, value in rebuilt.state_dict().items()}
     found = {key: value.shape for key, value in weights.items()}
     for key in model.all_tied_weights_keys:
         wanted.pop(key), found.pop(key, None)

@@ -73,6 +73,15 @@ def read_config(source: str | Path, **changes: Any) -> LertConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise ModelError(f"{folder}: no {CONFIG}, so it is no model folder; name one that has it")
+    return read_config_file(path, **changes)
+
+
+def read_config_file(path: Path, **changes: Any) -> LertConfig:
+    """Return what `read_config` does of a file: Google's and LERT's own have other names.
+
+    Raises:
+        ModelError: it is not one of a BERT.
+    """
     try:
         tree = json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -21,26 +21,37 @@ _INDEX = ".index.json"
 _SAFE = ".safetensors"
 
 
-def read_weights(folder: Path, name: str) -> dict[str, Tensor]:
+def read_weights(folder: Path, name: str, *, mapped: bool = True) -> dict[str, Tensor]:
     """Return the tensors in the file `name` of a model folder, or in those that the index names.
 
     The released LERT and BERT models are pickles. Of a pickle nothing but tensors is read
     (`weights_only`): what else it holds is refused, not run.
 
+    Args:
+        folder: The model folder.
+        name: Of the file or index.
+        mapped: Map safetensors into memory. False reads each into memory of its own, which goes
+            with it: a caller that drops them one by one never holds two copies of the model.
+
     Raises:
         ModelError: a file is missing or damaged, holds more than tensors, or is none of the folder.
     """
-    if not name.endswith(_INDEX):
-        return _read(folder / name)
     tensors: dict[str, Tensor] = {}
-    for path in _files_of(folder, name):
-        tensors.update(_read(path))
+    for path in files_of(folder, name):
+        tensors.update(_read(path, mapped))
     return tensors
 
 
-def _files_of(folder: Path, index: str) -> list[Path]:
-    path = folder / index
-    kind = Path(index.removesuffix(_INDEX)).suffix
+def files_of(folder: Path, name: str) -> list[Path]:
+    """Return the files with the tensors: the file `name`, or those that the index `name` names.
+
+    Raises:
+        ModelError: the index cannot be read, or names a file of another kind or place.
+    """
+    path = folder / name
+    if not name.endswith(_INDEX):
+        return [path]
+    kind = Path(name.removesuffix(_INDEX)).suffix
     try:
         tree: Any = json.loads(path.read_text("utf-8"))
         names = sorted({str(name) for name in tree["weight_map"].values()})
@@ -57,10 +68,10 @@ def _files_of(folder: Path, index: str) -> list[Path]:
         raise ModelError(f"{path}: {error}") from error
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, mapped: bool) -> dict[str, Tensor]:
     try:
         if path.suffix == _SAFE:
-            tensors: Any = load_file(path)
+            tensors: Any = load_file(path, backend="mmap" if mapped else "pread")
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (

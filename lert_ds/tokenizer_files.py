@@ -1,8 +1,10 @@
 """The tokenizer's files in a model or corpus folder: read them, copy them, add what lacks."""
 
+import contextlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,14 @@ def load(folder: Path) -> Any:
         return BertTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder}: its tokenizer cannot be read ({error})") from error
+
+
+@contextlib.contextmanager
+def folder_of(vocabulary: Path) -> Iterator[Path]:
+    """Give a folder, for the time of the `with`, whose tokenizer is a vocab.txt alone."""
+    with tempfile.TemporaryDirectory() as name:
+        shutil.copyfile(vocabulary, Path(name) / VOCABULARY)
+        yield Path(name)
 
 
 def pieces(tokenizer: Any) -> list[str]:
