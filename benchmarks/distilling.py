@@ -139,7 +139,7 @@ def run_ours(
     folder: Path, corpus: Path, pair: Pair, steps: int, precision: str
 ) -> dict[str, float]:
     """Run `lert-ds distill` in this process; the meter stands between it and its batches."""
-    from lert_ds import cli, training
+    from lert_ds import cli, corpora, training
 
     config = folder / f"{precision}.toml"
     config.write_text(
@@ -150,7 +150,7 @@ def run_ours(
         ),
         "utf-8",
     )  # fmt: skip
-    meter, fit, training_batches = Meter(), training.fit, training.training_batches
+    meter, fit, training_batches = Meter(), training.fit, corpora.training_batches
 
     def measured_fit(*arguments: Any, **options: Any) -> Any:
         meter.models_are_loaded()
@@ -159,7 +159,7 @@ def run_ours(
     def measured_batches(*arguments: Any, **options: Any) -> Any:
         return meter.watch(training_batches(*arguments, **options))
 
-    training.fit, training.training_batches = measured_fit, measured_batches
+    training.fit, corpora.training_batches = measured_fit, measured_batches
     cli.main(["distill", str(config)])
     return meter.result()
 

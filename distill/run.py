@@ -30,17 +30,18 @@ from distill.teacher import (
 from lert_ds import arithmetic, cli, distributed, model_dir, run_folder, training, training_run
 from lert_ds.config import Names
 from lert_ds.configuration_lert import LertConfig
+from lert_ds.corpora import Corpora
 from lert_ds.errors import ConfigError
 from lert_ds.labels import TagSets
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.pretraining_objective import LertLoss, LipConfig, train_heads
 from lert_ds.train.engine import device
-from lert_ds.training_run import CorpusFacts
+from lert_ds.training_data import DataFacts
 
 logger = logging.getLogger(__name__)
 
 
-class TaughtRun(training_run.TrainingRun):
+class TaughtRun(training_run.CorpusRun):
     """The keys that every training with a teacher has."""
 
     teacher: Names = ()
@@ -92,7 +93,7 @@ class _Plan:
 
     run: DistillRun
     """With explicit matches, and the tasks that the corpus has tags for."""
-    facts: CorpusFacts
+    facts: DataFacts
     teachers: Sequence[LertConfig]
     student: LertConfig
     numbers: training_run.Arithmetic
@@ -116,9 +117,9 @@ def start(config: DistillRun, arguments: argparse.Namespace) -> None:
     processes = arguments.processes or distributed.world_size()
     if any(folder.exists() for folder in config.corpus):
         corpora = _in_its_vocabulary(config, training_run.open_corpora(config))
-        plan = _plan(config, CorpusFacts.of(corpora), corpora.tokenizer_folder, processes)
+        plan = _plan(config, corpora.facts, corpora.tokenizer_folder, processes)
     else:
-        facts = CorpusFacts.assumed(config.student.positions)
+        facts = DataFacts.assumed(config.student.positions)
         pieces = model_dir.read_config(config.teacher[0]).vocab_size
         facts = dataclasses.replace(facts, vocabulary_size=pieces)
         plan = _plan(config, facts, None, processes)
@@ -126,7 +127,7 @@ def start(config: DistillRun, arguments: argparse.Namespace) -> None:
     print(_explain(plan, processes))  # noqa: T201
 
 
-def distill(config: DistillRun, corpora: training_run.Corpora) -> None:
+def distill(config: DistillRun, corpora: Corpora) -> None:
     """Train the student and write its model folder; every process must call it.
 
     Raises:
@@ -134,7 +135,7 @@ def distill(config: DistillRun, corpora: training_run.Corpora) -> None:
     """
     processes = distributed.world_size()
     corpora = _in_its_vocabulary(config, corpora)
-    plan = _plan(config, CorpusFacts.of(corpora), corpora.tokenizer_folder, processes)
+    plan = _plan(config, corpora.facts, corpora.tokenizer_folder, processes)
     config = plan.run
     models = [load_teacher(source, corpora.tokenizer_folder) for source in config.teacher]
     torch.manual_seed(config.seed)  # the same first weights on every process
@@ -165,14 +166,14 @@ def distill(config: DistillRun, corpora: training_run.Corpora) -> None:
             plan.numbers,
             peers,
             options=objective.parameter_options(config.train.learning_rate),
-            lines=_lines(config, corpora, teachers),
+            lines=_lines(config, corpora, teachers, plan.numbers.micro_batch_size),
         )
         if trained is not None and distributed.is_main():
             training.write_model(config, corpora, student.config, trained, prefix="student")
         distributed.barrier()
 
 
-def _in_its_vocabulary(config: DistillRun, corpora: training_run.Corpora) -> training_run.Corpora:
+def _in_its_vocabulary(config: DistillRun, corpora: Corpora) -> Corpora:
     """Return the corpora in the vocabulary of the student, where that is a pruned one."""
     given = config.student.model
     return corpora if given is None else corpora.in_vocabulary_of(given)
@@ -194,21 +195,22 @@ def _asked_tasks(config: DistillRun) -> dict[str, float]:
 
 
 def _lines(
-    config: DistillRun, corpora: training_run.Corpora, teachers: Sequence[Teacher]
+    config: DistillRun, corpora: Corpora, teachers: Sequence[Teacher], micro_batch_size: int
 ) -> dict[str, dict[str, float]]:
-    evaluation = training.data_of(config, corpora, config.train.micro_batch_size).evaluation
-    if evaluation is None:
+    if corpora.valid is None:
         return {}
+    batches = [corpora.evaluation(micro_batch_size) for _ in teachers]
     tag_sets: TagSets = {str(task): corpora.train.tag_sets[task] for task in config.lip.tasks}
-    return teacher_lines(teachers, [evaluation() for _ in teachers], tag_sets)
+    return teacher_lines(teachers, batches, tag_sets)
 
 
-def _plan(config: DistillRun, facts: CorpusFacts, tokenizer: Path | None, processes: int) -> _Plan:
+def _plan(config: DistillRun, facts: DataFacts, tokenizer: Path | None, processes: int) -> _Plan:
     """Return the run resolved, having checked all that can be before a weight is read.
 
     Raises:
         UserError: something does not fit.
     """
+    config = training_run.with_steps(config, facts.instances)
     check_weights(config.distillation, config.labels_only)
     tasks = tuple(task for task in config.lip.tasks if facts.tag_sets[task])
     if left := [task for task in config.lip.tasks if task not in tasks]:
@@ -232,6 +234,7 @@ def _plan(config: DistillRun, facts: CorpusFacts, tokenizer: Path | None, proces
         model_dir.count_parameters(student),
         facts.length,
         processes,
+        config.masked_share(facts.length),
     )
     forward = sum(
         arithmetic.flops_per_token(training_run.shape_of(one), facts.length, numbers.masked_share)

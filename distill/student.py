@@ -16,7 +16,7 @@ from lert_ds.architecture import ArchitectureConfig
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError
 from lert_ds.modeling_lert import LertForPreTraining
-from lert_ds.training_run import CorpusFacts
+from lert_ds.training_data import DataFacts
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class StudentConfig(ArchitectureConfig):
 
 
 def student_shape(
-    config: StudentConfig, teacher: LertConfig, facts: CorpusFacts, tasks: tuple[str, ...]
+    config: StudentConfig, teacher: LertConfig, facts: DataFacts, tasks: tuple[str, ...]
 ) -> LertConfig:
     """Return the student's configuration, with a linguistic head for each of `tasks` with tags.
 

@@ -17,7 +17,7 @@ from lert_ds.model_surgery import Cut, cut, cut_config
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
 from lert_ds.train.engine import partition_frozen
-from lert_ds.training_run import CorpusFacts
+from lert_ds.training_data import DataFacts
 from lert_ds.vocabulary_view import places
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Teacher:
 
 
 def check_teacher(
-    source: str, facts: CorpusFacts, tokenizer: Path | None, tasks: Iterable[str]
+    source: str, facts: DataFacts, tokenizer: Path | None, tasks: Iterable[str]
 ) -> LertConfig:
     """Return a teacher's configuration, having held it to what the student will read and learn.
 

@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from lert_ds.config import Config
 from lert_ds.configuration_lert import LertConfig
-from lert_ds.training_run import CorpusFacts
+from lert_ds.training_data import DataFacts
 
 SIZES: dict[str, dict[str, int]] = {
     "large": {"layers": 24, "hidden_size": 1024, "heads": 16, "intermediate_size": 4096},
@@ -56,7 +56,7 @@ class ArchitectureConfig(Config):
         given = getattr(self, key)
         return SIZES[self.size][key] if given is None else int(given)
 
-    def model_config_for(self, facts: CorpusFacts, tasks: tuple[str, ...]) -> LertConfig:
+    def model_config_for(self, facts: DataFacts, tasks: tuple[str, ...]) -> LertConfig:
         """Return the model's configuration for the vocabulary and the tags of a corpus."""
         return LertConfig(
             vocab_size=facts.vocabulary_size,

@@ -1,6 +1,6 @@
 """The contract between a training and its trainer: what a batch is and what a step returns."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -16,6 +16,24 @@ Pairs are added over micro-batches and ranks and divided once: no average of ave
 def metric(total: Tensor, count: Tensor) -> Tensor:
     """Return the `[sum, count]` pair of a metric, detached."""
     return torch.stack([total.detach().float(), count.detach().float()])
+
+
+class AnyBatch(Protocol):
+    """What the trainer and the losses between layers know of a micro-batch."""
+
+    @property
+    def input_ids(self) -> Tensor:
+        """int64 [instances, length]: token ids."""
+        ...
+
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """Bool [instances, length], true at real tokens; None where nothing is padded."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """Return the batch on `device`."""
+        ...
 
 
 class Batch(NamedTuple):
@@ -54,6 +72,9 @@ class StepOutput(NamedTuple):
     """Scalar to differentiate: the mean over this micro-batch."""
     metrics: Metrics
     """Detached `[sum, count]` pairs."""
+    answers: tuple[Tensor, ...] = ()
+    """In evaluation, what has to be judged together at the end, such as answers to questions that
+    run over several instances; see `Judge` in `lert_ds.train.trainer`."""
 
 
 class Objective(Protocol):
@@ -63,6 +84,6 @@ class Objective(Protocol):
     keeps no counter and so resumes right.
     """
 
-    def forward(self, batch: Batch, *, step: int) -> StepOutput:
+    def forward(self, batch: AnyBatch, *, step: int) -> StepOutput:
         """Return the loss and the metrics of one micro-batch."""
         ...

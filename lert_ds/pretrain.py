@@ -14,10 +14,12 @@ import torch
 from lert_ds import cli, distributed, model_dir, run_folder, training, training_run
 from lert_ds.architecture import ArchitectureConfig
 from lert_ds.configuration_lert import LertConfig
+from lert_ds.corpora import Corpora
 from lert_ds.errors import ConfigError
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.neighbour_start import start_with_neighbours
 from lert_ds.pretraining_objective import LipConfig, PretrainingObjective
+from lert_ds.training_data import DataFacts
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ class NewModelConfig(ArchitectureConfig):
     model on little text takes long to find out."""
 
 
-class PretrainRun(training_run.TrainingRun):
+class PretrainRun(training_run.CorpusRun):
     """Configuration of `lert-ds pretrain`."""
 
     architecture: NewModelConfig = NewModelConfig()
@@ -59,9 +61,10 @@ def start(config: PretrainRun, arguments: argparse.Namespace) -> None:
             corpora = training_run.open_corpora(config)
             if config.init_from is not None:
                 corpora = corpora.in_vocabulary_of(config.init_from)
-            facts = training_run.CorpusFacts.of(corpora)
+            facts = corpora.facts
         else:
-            facts = training_run.CorpusFacts.assumed(config.architecture.positions)
+            facts = DataFacts.assumed(config.architecture.positions)
+        config = training_run.with_steps(config, facts.instances)
         _, numbers = _plan(config, facts, processes)
         cli.print_config(config)
         print(training_run.explain(config, numbers, facts, processes))  # noqa: T201
@@ -69,7 +72,7 @@ def start(config: PretrainRun, arguments: argparse.Namespace) -> None:
     pretrain(config, training_run.open_corpora(config))
 
 
-def pretrain(config: PretrainRun, corpora: training_run.Corpora) -> None:
+def pretrain(config: PretrainRun, corpora: Corpora) -> None:
     """Train and write the model folder; every process must call it.
 
     Raises:
@@ -77,7 +80,8 @@ def pretrain(config: PretrainRun, corpora: training_run.Corpora) -> None:
     """
     if config.init_from is not None:
         corpora = corpora.in_vocabulary_of(config.init_from)
-    facts, processes = training_run.CorpusFacts.of(corpora), distributed.world_size()
+    facts, processes = corpora.facts, distributed.world_size()
+    config = training_run.with_steps(config, facts.instances)
     model_config, numbers = _plan(config, facts, processes)
     model = _make_model(config, model_config)
     # A treebank without entities, say: its tag set for NER is empty, and there is nothing to learn.
@@ -95,7 +99,7 @@ def pretrain(config: PretrainRun, corpora: training_run.Corpora) -> None:
 
 
 def _plan(
-    config: PretrainRun, facts: training_run.CorpusFacts, processes: int
+    config: PretrainRun, facts: DataFacts, processes: int
 ) -> tuple[LertConfig, training_run.Arithmetic]:
     """Return the model's configuration and the run's arithmetic, having checked what can be."""
     model_config = config.architecture.model_config_for(facts, config.lip.tasks)
@@ -111,7 +115,9 @@ def _plan(
             f"corpus with max_length={positions}"
         )
     parameters = model_dir.count_parameters(model_config)
-    numbers = training_run.work_out(config, model_config, parameters, facts.length, processes)
+    numbers = training_run.work_out(
+        config, model_config, parameters, facts.length, processes, config.masked_share(facts.length)
+    )
     return model_config, numbers
 
 

@@ -1,4 +1,4 @@
-"""The run folder while a run uses it: joined processes, verified corpora, and one run at a time."""
+"""The run folder while a run uses it: joined processes, verified data, and one run at a time."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,18 +8,20 @@ from lert_ds import distributed, run_lock
 from lert_ds.config import dump
 from lert_ds.errors import UserError
 from lert_ds.files import refuse_finished, write_json
+from lert_ds.train import best
 from lert_ds.train.engine import join_processes, leave_processes
 from lert_ds.train.peers import Peers
 from lert_ds.train.tracking import WANDB_ID
-from lert_ds.training_run import Corpora, TrainingRun
+from lert_ds.training_data import TrainingData
+from lert_ds.training_run import TrainingRun
 
 COLLECTIVE_SHARE = 1.5
 """Times the run's timeout that a collective waits: the watchdog, which knows more, comes first."""
 
 
 @contextmanager
-def prepared(run: TrainingRun, corpora: Corpora) -> Iterator[Peers]:
-    """Join the processes, verify the corpora, and make the run folder; leave at the end.
+def prepared(run: TrainingRun, data: TrainingData) -> Iterator[Peers]:
+    """Join the processes, verify the data, and make the run folder; leave at the end.
 
     The folder is cleared where `overwrite` says so, after every process has checked what it can.
     No other run can use it meanwhile.
@@ -39,9 +41,8 @@ def prepared(run: TrainingRun, corpora: Corpora) -> Iterator[Peers]:
             try:
                 if leads:
                     lock.enter_context(run_lock.held(run.output))
-                for corpus in (corpora.train, corpora.valid):
-                    if corpus is not None:  # the processes of a host share the hashing
-                        corpus.verify(distributed.local_rank(), distributed.local_world_size())
+                # The processes of a host share the hashing.
+                data.verify(distributed.local_rank(), distributed.local_world_size())
             except UserError as error:
                 mistake = error
             peers.agree(mistake)
@@ -58,7 +59,7 @@ def _make_folder(run: TrainingRun) -> None:
     if run.overwrite or run.resume == "never":
         for name in ("checkpoints", "model", "tensorboard"):
             shutil.rmtree(run.output / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "summary.json", "report.html", WANDB_ID):
+        for name in ("metrics.jsonl", "summary.json", "report.html", WANDB_ID, best.FILE):
             (run.output / name).unlink(missing_ok=True)
     if distributed.is_main():
         write_json(run.output / "config.json", dump(run))

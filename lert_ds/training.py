@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -25,24 +24,22 @@ from transformers import PreTrainedModel
 from lert_ds import arithmetic, distributed, model_dir
 from lert_ds.config import differences, dump
 from lert_ds.configuration_lert import LertConfig
-from lert_ds.data.loader import evaluation_batches, training_batches
-from lert_ds.data.sampler import MicroBatches
 from lert_ds.errors import CheckpointError, UserError
 from lert_ds.fast_dropout import use_fast_dropout
 from lert_ds.files import write_json
-from lert_ds.labels import IGNORE_INDEX
 from lert_ds.modeling_lert import LertForPreTraining
-from lert_ds.objective import Batch
 from lert_ds.redaction import redact_tree
+from lert_ds.train.best import BestWeights
 from lert_ds.train.checkpoint import Checkpoints
 from lert_ds.train.engine import Engine
 from lert_ds.train.interruption import Interruption
 from lert_ds.train.optim import ParameterOptions
 from lert_ds.train.peers import Peers
 from lert_ds.train.tracking import Reporter
-from lert_ds.train.trainer import Data, Surroundings, Trainer
+from lert_ds.train.trainer import Surroundings, Trainer
 from lert_ds.train.watchdog import Watchdog
-from lert_ds.training_run import Arithmetic, Corpora, TrainingRun
+from lert_ds.training_data import TrainingData
+from lert_ds.training_run import Arithmetic, TrainingRun
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +66,11 @@ def set_up_model(run: TrainingRun, model: PreTrainedModel) -> None:
 def fit(
     run: TrainingRun,
     objective: nn.Module,
-    corpora: Corpora,
+    data: TrainingData,
     numbers: Arithmetic,
     peers: Peers,
     *,
+    best_by: str | None = None,
     options: Mapping[str, ParameterOptions] = types.MappingProxyType({}),
     lines: Mapping[str, Mapping[str, float]] = types.MappingProxyType({}),
 ) -> Trained | None:
@@ -84,9 +82,11 @@ def fit(
     Args:
         run: The run's configuration.
         objective: What is trained.
-        corpora: On what.
+        data: On what.
         numbers: The run's arithmetic.
         peers: The processes, as `prepared` gives them.
+        best_by: Metric of the evaluation; what is returned are the weights with its highest value,
+            not the last.
         options: Name of a submodule to what differs for its parameters.
         lines: Metric to what else is known of it (a teacher's value), for the report.
 
@@ -105,31 +105,37 @@ def fit(
             keep_every=run.train.keep_every,
             background=run.train.save_in_background,
         )
+        best = None if best_by is None else BestWeights(run.output, best_by, peers)
         trainer = Trainer(
             engine,
             objective,  # type: ignore[arg-type]
-            data_of(run, corpora, numbers.micro_batch_size),
+            data.batches(run.train, run.seed, numbers.micro_batch_size),
             run.train,
             run.schedule,
-            Surroundings(reporter, checkpoints, peers, interruption, watchdog),
+            Surroundings(reporter, checkpoints, peers, interruption, watchdog, best),
             seed=run.seed,
             flops_per_token=numbers.flops_per_token,
             peak_flops=_peak_flops(engine),
         )
-        state = {"corpus": corpora.fingerprint, "seed": run.seed, "config": redact_tree(dump(run))}
+        state = {"corpus": data.fingerprint, "seed": run.seed, "config": redact_tree(dump(run))}
         _resume(run, trainer, checkpoints, reporter, state)
         valid = trainer.fit(state)
         if trainer.stopped_by is not None:
             return None
-        weights = engine.full_weights()
+        if best is None or best.best is None:
+            weights, chosen = engine.full_weights(), trainer.step
+        else:
+            weights, (chosen, valid) = best.read(), best.best
+            best.remove()
     summary = {
         "steps": trainer.step,
+        "chosen_step": chosen,
         "samples": trainer.samples,
         "parameters": numbers.parameters,
         "processes": distributed.world_size(),
         "seconds": round(time.time() - started, 1),
         "valid": valid,
-        "baselines": _joined(baselines(corpora), lines),
+        "baselines": _joined(data.baselines(), lines),
         "versions": versions(),
     }
     return Trained(weights, summary)
@@ -189,68 +195,11 @@ def _resume(
         reporter.event(trainer.step, f"goes on with other settings: {'; '.join(changes)}")
 
 
-def data_of(run: TrainingRun, corpora: Corpora, micro_batch_size: int) -> Data:
-    """Return this process's batches of a run."""
-    train, pin = run.train, torch.cuda.is_available()
-
-    def training(samples: int) -> Iterator[tuple[int, Batch]]:
-        micro_batches = MicroBatches(
-            corpus_size=len(corpora.train),
-            seed=run.seed,
-            batch_size=train.batch_size,
-            micro_batch_size=micro_batch_size,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            start=samples,
-        )
-        return training_batches(
-            corpora.train, run.masking, micro_batches, workers=train.data_workers, pin_memory=pin
-        )
-
-    def evaluation() -> Iterator[Batch]:
-        assert corpora.valid is not None
-        return evaluation_batches(
-            corpora.valid,
-            run.masking,
-            micro_batch_size,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        )
-
-    return Data(training, evaluation if corpora.valid is not None else None)
-
-
 def _peak_flops(engine: Engine) -> float:
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "autocast": torch.bfloat16}
     return arithmetic.measured_peak_flops(
         engine.device, dtypes.get(engine.precision, torch.float32)
     )
-
-
-def baselines(corpora: Corpora) -> dict[str, dict[str, float]]:
-    """Return what a model that sees no context could reach on the held-out corpus, by metric.
-
-    The entropy is that of the held-out text's own tokens, so no unigram model has a lower loss; the
-    majority tag is its own commonest.
-    """
-    if corpora.valid is None:
-        return {}
-    tokens = np.zeros(2**16, dtype=np.int64)
-    classes = {task: np.zeros(IGNORE_INDEX + 1, dtype=np.int64) for task in corpora.valid.tag_sets}
-    for index in range(len(corpora.valid)):
-        instance = corpora.valid[index]
-        tokens += np.bincount(instance.input_ids, minlength=len(tokens))
-        for task, counts in classes.items():
-            counts += np.bincount(instance.tags[task], minlength=len(counts))
-    special = corpora.valid.manifest.special_ids
-    tokens[[special[name] for name in ("pad", "cls", "sep", "mask")]] = 0
-    shares = tokens[tokens > 0] / tokens.sum()
-    found = {"mlm/loss": {"unigram entropy": float(-(shares * np.log(shares)).sum())}}
-    for task, counts in classes.items():
-        if known := counts[:IGNORE_INDEX].sum():
-            majority = float(counts[:IGNORE_INDEX].max() / known)
-            found[f"{task}/accuracy"] = {"majority tag": majority}
-    return found
 
 
 def _joined(*tables: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -263,20 +212,22 @@ def _joined(*tables: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, f
 
 def write_model(
     run: TrainingRun,
-    corpora: Corpora,
+    data: TrainingData,
     model_config: LertConfig,
     trained: Trained,
     *,
     prefix: str,
+    cls: type[PreTrainedModel] = LertForPreTraining,
 ) -> None:
     """Write the model folder and the summary of a run, on the main process.
 
     Args:
         run: The run's configuration, resolved.
-        corpora: What it trained on.
+        data: What it trained on.
         model_config: The shape of the model.
         trained: Its weights and summary.
         prefix: What the objective calls the model: its parameters' names open with it and a dot.
+        cls: Of `lert_ds.modeling_lert`.
     """
     start = f"{prefix}."
     weights = {
@@ -284,13 +235,13 @@ def write_model(
         for name, weight in trained.weights.items()
         if name.startswith(start)
     }
-    model = LertForPreTraining(model_config)
+    model = cls(model_config)
     # What DeepSpeed trained is every parameter once; the tied ones follow the word embeddings.
     model.load_state_dict(model.state_dict() | weights)
     model.tie_weights()
-    record = {**trained.summary, "config": dump(run), "corpus": corpora.fingerprint}
+    record = {**trained.summary, "config": dump(run), "corpus": data.fingerprint}
     folder = run.output / "model"
-    model_dir.save(model, corpora.tokenizer_folder, folder, record)
+    model_dir.save(model, data.tokenizer_folder, folder, record)
     write_json(run.output / "summary.json", {**trained.summary, "model": str(folder)})
     logger.info("model: %s", folder)
 

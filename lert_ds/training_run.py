@@ -3,32 +3,26 @@
 configuration → corpora → batch, memory, operations        all that --dry-run tells
 """
 
-import hashlib
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 
 from lert_ds import arithmetic
 from lert_ds.config import Config, Paths
 from lert_ds.configuration_lert import LertConfig
+from lert_ds.corpora import Corpora, open_folders
 from lert_ds.data.masking import MaskingConfig
 from lert_ds.data.sampler import solve_micro_batch_size
-from lert_ds.data.shards import HELD_OUT, MANIFEST, Corpus
-from lert_ds.errors import ConfigError, CorpusError
-from lert_ds.labels import LTP_TAGS, TagSets
-from lert_ds.model_source import resolve
+from lert_ds.errors import ConfigError
 from lert_ds.train import deepspeed_config
 from lert_ds.train.optim import OptimizerConfig
 from lert_ds.train.schedule import ScheduleConfig
 from lert_ds.train.tracking import TrackingConfig
 from lert_ds.train.trainer import TrainConfig
-from lert_ds.vocabulary_view import in_vocabulary_of
-
-LERT_VOCABULARY_SIZE = 21_128
-"""WordPieces of Chinese BERT and of LERT."""
+from lert_ds.training_data import DataFacts
 
 
 class TrainingRun(Config):
@@ -36,10 +30,6 @@ class TrainingRun(Config):
 
     output: Path
     """Run folder to write: config.json, metrics.jsonl, checkpoints, model."""
-    corpus: Paths
-    """Corpus folder, or a list of them, to train on."""
-    corpus_valid: Paths = ()
-    """Corpus folders to evaluate on; by default the held_out folders of the corpus."""
     deepspeed: Path = Path("ds_configs/zero1_bf16.json")
     """DeepSpeed's JSON: ZeRO stage, offload, precision, communication."""
     seed: int = Field(20221110, ge=0, lt=2**63)
@@ -51,8 +41,6 @@ class TrainingRun(Config):
     """Replace what the output folder holds, finished or not."""
     fast_dropout: bool = True
     """On a CPU: masks from 16 random bits a unit, which is much faster; no effect on a GPU."""
-    masking: MaskingConfig = MaskingConfig()
-    """Which tokens are predicted."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -63,68 +51,22 @@ class TrainingRun(Config):
     """Steps, batch, learning rate, how often to look."""
 
 
-@dataclass(frozen=True)
-class Corpora:
-    """What a run trains and is evaluated on."""
-
-    train: Corpus
-    valid: Corpus | None
-    tokenizer_folder: Path
-    """Whose tokenizer the ids are of."""
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the training manifests: the same instances in the same order."""
-        content = [(folder / MANIFEST).read_bytes() for folder in self.train.folders]
-        if self.tokenizer_folder != self.train.folders[0]:
-            content.append(self.train.manifest.tokenizer_sha256.encode())
-        return hashlib.sha256(b"".join(content)).hexdigest()
-
-    def in_vocabulary_of(self, model: str) -> "Corpora":
-        """Return these in the ids of a model's tokenizer, whose vocabulary may have been pruned.
-
-        Raises:
-            ModelError: it is another tokenizer, or there is no such model.
-        """
-        folder = resolve(model)
-        train = in_vocabulary_of(self.train, folder)
-        if train is self.train:
-            return self
-        valid = None if self.valid is None else in_vocabulary_of(self.valid, folder)
-        return Corpora(train, valid, folder)
+R = TypeVar("R", bound=TrainingRun)
 
 
-@dataclass(frozen=True)
-class CorpusFacts:
-    """What the shape and the cost of a training depend on."""
+class CorpusRun(TrainingRun):
+    """The keys that every training on masked text has."""
 
-    length: int
-    """Tokens an instance."""
-    vocabulary_size: int
-    pad_id: int
-    tag_sets: TagSets
-    instances: int | None
-    """Of the training; None where the corpus is not there yet."""
-    held_out: int
-    """Of the evaluation."""
+    corpus: Paths
+    """Corpus folder, or a list of them, to train on."""
+    corpus_valid: Paths = ()
+    """Corpus folders to evaluate on; by default the held_out folders of the corpus."""
+    masking: MaskingConfig = MaskingConfig()
+    """Which tokens are predicted."""
 
-    @classmethod
-    def of(cls, corpora: Corpora) -> "CorpusFacts":
-        """Return the facts of corpora that are there."""
-        manifest = corpora.train.manifest
-        return cls(
-            length=manifest.length,
-            vocabulary_size=manifest.vocabulary_size,
-            pad_id=manifest.special_ids["pad"],
-            tag_sets=manifest.tag_sets,
-            instances=len(corpora.train),
-            held_out=0 if corpora.valid is None else len(corpora.valid),
-        )
-
-    @classmethod
-    def assumed(cls, length: int) -> "CorpusFacts":
-        """Return the facts of a corpus as `prepare-lert` makes it, for planning ahead."""
-        return cls(length, LERT_VOCABULARY_SIZE, 0, LTP_TAGS, None, 0)
+    def masked_share(self, length: int) -> float:
+        """Return which share of the tokens of an instance is predicted."""
+        return self.masking.budget(length - 2, length) / length
 
 
 @dataclass(frozen=True)
@@ -143,33 +85,37 @@ class Arithmetic:
     memory: arithmetic.Memory
 
 
-def open_corpora(run: TrainingRun) -> Corpora:
+def open_corpora(run: CorpusRun) -> Corpora:
     """Return the corpora of a run.
 
     Raises:
         CorpusError: one is missing, cut short, or of another tokenizer, length or tag set.
     """
-    return open_folders(run.corpus, run.corpus_valid)
+    return open_folders(run.corpus, run.corpus_valid, run.masking)
 
 
-def open_folders(corpus: Sequence[Path], corpus_valid: Sequence[Path]) -> Corpora:
-    """Return what to train and to evaluate on, by default the held-out folders of `corpus`.
+def with_steps(run: R, instances: int | None) -> R:
+    """Return a run with its steps, where it says epochs, rounded up.
+
+    Args:
+        run: Any training.
+        instances: Of one epoch; None where they are not known yet.
 
     Raises:
-        CorpusError: one is missing, cut short, or of another tokenizer, length or tag set.
+        ConfigError: epochs of an unknown length.
     """
-    if not corpus:
-        raise ConfigError("corpus is empty; name one corpus folder or more")
-    train = Corpus(corpus)
-    if not len(train):
-        raise CorpusError(f"{corpus[0]}: the corpus has no instance")
-    held_out = [folder / HELD_OUT for folder in corpus]
-    valid = corpus_valid or tuple(folder for folder in held_out if folder.is_dir())
-    corpora = Corpora(train, Corpus(valid) if valid else None, train.folders[0])
-    if corpora.valid is not None:
-        # One corpus of all folders refuses whatever differs between any two of them.
-        Corpus([corpus[0], *valid])
-    return corpora
+    train = run.train
+    if not train.epochs:
+        return run
+    if instances is None:
+        raise ConfigError(
+            f"train.epochs = {train.epochs:g}: the corpus is not there yet, so its length is not "
+            "known; say train.steps"
+        )
+    steps = math.ceil(train.epochs * instances / train.batch_size)
+    return run.model_copy(
+        update={"train": train.model_copy(update={"steps": steps, "epochs": 0.0})}
+    )
 
 
 def shape_of(config: LertConfig) -> arithmetic.Shape:
@@ -186,9 +132,22 @@ def shape_of(config: LertConfig) -> arithmetic.Shape:
 
 
 def work_out(
-    run: TrainingRun, model_config: LertConfig, parameters: int, length: int, processes: int
+    run: TrainingRun,
+    model_config: LertConfig,
+    parameters: int,
+    length: int,
+    processes: int,
+    masked_share: float,
 ) -> Arithmetic:
     """Return the batch, the operations and the memory of training a model on `processes`.
+
+    Args:
+        run: The training.
+        model_config: The shape of the model.
+        parameters: How many it has.
+        length: Tokens of the longest instance.
+        processes: How many train.
+        masked_share: Of the tokens, those whose place asks the whole vocabulary.
 
     Raises:
         ConfigError: the batch does not divide, or DeepSpeed's JSON contradicts the run.
@@ -206,7 +165,6 @@ def work_out(
         },
     )
     shape = shape_of(model_config)
-    masked_share = run.masking.budget(length - 2, length) / length
     memory = arithmetic.memory_per_process(
         shape,
         parameters,
@@ -226,7 +184,7 @@ def work_out(
     )
 
 
-def explain(run: TrainingRun, numbers: Arithmetic, facts: CorpusFacts, processes: int) -> str:
+def explain(run: TrainingRun, numbers: Arithmetic, facts: DataFacts, processes: int) -> str:
     """Return the arithmetic of a run as text, for --dry-run."""
     train, memory = run.train, numbers.memory
     tokens = train.steps * train.batch_size * facts.length
@@ -251,7 +209,6 @@ def explain(run: TrainingRun, numbers: Arithmetic, facts: CorpusFacts, processes
         ),
         ("corpus", corpus),
         ("held out", f"{facts.held_out:,} instances" if facts.held_out else "none"),
-        ("masked", f"{numbers.masked_share:.1%} of the tokens"),
         ("steps", f"{train.steps:,}{epochs}"),
         ("tokens", f"{tokens:,}"),
         (
@@ -265,4 +222,6 @@ def explain(run: TrainingRun, numbers: Arithmetic, facts: CorpusFacts, processes
             f"about {memory.activations / gib:.2f}; on the host {memory.host / gib:.2f}",
         ),
     ]
+    if numbers.masked_share:
+        rows.insert(4, ("masked", f"{numbers.masked_share:.1%} of the tokens"))
     return "\n".join(f"{name:<17} {text}" for name, text in rows)

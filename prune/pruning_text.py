@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lert_ds import distributed, training_run
+from lert_ds import corpora, distributed
 from lert_ds.data.loader import evaluation_batches, training_batches
 from lert_ds.data.sampler import MicroBatches
 from lert_ds.data.shards import Corpus
@@ -45,8 +45,8 @@ class PruningText:
             valid = Corpus(config.corpus_valid) if config.corpus_valid else None
             train = None
         else:
-            corpora = training_run.open_folders(config.corpus, config.corpus_valid)
-            train, valid = corpora.train, corpora.valid
+            opened = corpora.open_folders(config.corpus, config.corpus_valid)
+            train, valid = opened.train, opened.valid
         for corpus in (train, valid):
             if corpus is not None and corpus.length > positions:
                 raise ModelError(

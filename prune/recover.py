@@ -20,7 +20,7 @@ from lert_ds.config import Names, dump, parse
 from lert_ds.errors import ConfigError
 from prune.run import PRUNED_FROM
 
-_OF_ANY_TRAINING = training_run.TrainingRun.model_fields
+_OF_ANY_TRAINING = training_run.CorpusRun.model_fields
 
 logger = logging.getLogger(__name__)
 

@@ -146,16 +146,16 @@ def command_line(
 def run_on() -> Callable[..., Any]:
     """Return a function: corpus folder, output folder and changes → a training's configuration."""
     from lert_ds.config import parse
-    from lert_ds.training_run import TrainingRun
+    from lert_ds.training_run import CorpusRun
 
-    def make(corpus: Path, output: Path, **changes: Any) -> TrainingRun:
+    def make(corpus: Path, output: Path, **changes: Any) -> CorpusRun:
         tree = {
             "output": str(output),
             "corpus": str(corpus),
             "deepspeed": "ds_configs/zero2_bf16.json",
             "train": {"steps": 10, "batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-3},
         }
-        return parse(TrainingRun, tree | changes, "test")
+        return parse(CorpusRun, tree | changes, "test")
 
     return make
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lert_ds import distributed
 from lert_ds.errors import CheckpointError, ConfigError
-from lert_ds.objective import Batch, StepOutput
+from lert_ds.objective import AnyBatch, StepOutput
 from lert_ds.train import deepspeed_config, op_builds
 from lert_ds.train.fragments import WEIGHTS, Fragment, Fragments, Place, deal
 from lert_ds.train.optim import Lamb, Lion, OptimizerConfig, ParameterOptions, parameter_groups
@@ -151,7 +151,7 @@ class Engine:
                 group.pop("step", None)
         basic.register_step_pre_hook(_refuse_non_finite_gradients)
 
-    def __call__(self, batch: Batch, *, step: int) -> StepOutput:
+    def __call__(self, batch: AnyBatch, *, step: int) -> StepOutput:
         """Return the objective's output for one micro-batch that is on the device."""
         output: StepOutput = self._engine(batch, step=step)
         return output

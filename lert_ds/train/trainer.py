@@ -12,7 +12,8 @@ from pydantic import model_validator
 
 from lert_ds import distributed
 from lert_ds.config import Config
-from lert_ds.objective import Batch
+from lert_ds.objective import AnyBatch
+from lert_ds.train.best import BestWeights
 from lert_ds.train.checkpoint import Checkpoints, SaveError
 from lert_ds.train.checkpoint_folder import tag_of
 from lert_ds.train.engine import Engine, NonFiniteError
@@ -27,8 +28,10 @@ from lert_ds.train.watchdog import Watchdog
 class TrainConfig(Config):
     """How long, how much at a time, and how often to look."""
 
-    steps: int
-    """Optimizer steps of the whole run."""
+    steps: int = 0
+    """Optimizer steps of the whole run; or say epochs."""
+    epochs: float = 0.0
+    """Passes over what is trained on, in the place of steps; they are rounded up to whole steps."""
     batch_size: int
     """Instances an optimizer step, over all processes."""
     micro_batch_size: int
@@ -63,11 +66,18 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for key in ("steps", "batch_size", "micro_batch_size", "report_every", "keep_checkpoints"):
+        for key in ("batch_size", "micro_batch_size", "report_every", "keep_checkpoints"):
             if (value := getattr(self, key)) < 1:
                 raise ValueError(f"{key} = {value}: must be 1 or more")
+        if not 0 <= self.epochs < math.inf:
+            raise ValueError(f"epochs = {self.epochs}: must be above 0")
+        if not (self.steps or self.epochs):
+            raise ValueError("steps is missing; say how many, or how many epochs")
+        if self.steps and self.epochs:
+            raise ValueError(f"epochs = {self.epochs} and steps = {self.steps}: keep one of them")
         for key in (
-            "evaluate_every", "save_every", "data_workers", "gradient_clipping", "keep_every",
+            "steps", "evaluate_every", "save_every", "data_workers", "gradient_clipping",
+            "keep_every",
         ):  # fmt: skip
             if (value := getattr(self, key)) < 0:
                 raise ValueError(f"{key} = {value}: must be 0 or more")
@@ -87,13 +97,27 @@ class Summarises(Protocol):
         ...
 
 
+class Judge(Protocol):
+    """Takes the answers of an evaluation one by one, and judges them together."""
+
+    def add(self, answers: tuple[torch.Tensor, ...]) -> None:
+        """Take the `answers` of one batch's StepOutput, on whatever device."""
+        ...
+
+    def values(self, peers: Peers) -> dict[str, float]:
+        """Return metrics of all processes' answers; all processes must call it."""
+        ...
+
+
 class Data(NamedTuple):
     """Where the batches come from; made by the command, which knows the corpus."""
 
-    training: Callable[[int], Iterator[tuple[int, Batch]]]
+    training: Callable[[int], Iterator[tuple[int, AnyBatch]]]
     """Samples consumed so far to the micro-batches from there on, each with its number."""
-    evaluation: Callable[[], Iterable[Batch]] | None
+    evaluation: Callable[[], Iterable[AnyBatch]] | None
     """To the held-out batches; every process gets the same number of them."""
+    judge: Callable[[], Judge] | None = None
+    """To what judges one evaluation's answers, where sums over batches do not say it all."""
 
 
 class Surroundings(NamedTuple):
@@ -104,6 +128,8 @@ class Surroundings(NamedTuple):
     peers: Peers
     interruption: Interruption
     watchdog: Watchdog
+    best: BestWeights | None = None
+    """Keeps the weights that did best in an evaluation; None where the last ones are wanted."""
 
 
 class Trainer:
@@ -127,6 +153,7 @@ class Trainer:
         self._config, self._schedule = config, schedule
         self._reporter, self._checkpoints = around.reporter, around.checkpoints
         self._peers, self._interruption = around.peers, around.interruption
+        self._best = around.best
         self._beat = around.watchdog.beat
         self._seed = seed
         self._flops_share = flops_per_token / (peak_flops * distributed.world_size())
@@ -182,19 +209,27 @@ class Trainer:
         if self._data.evaluation is None:
             return {}
         sums, started = MetricSums(), time.perf_counter()
+        judge = self._data.judge() if self._data.judge is not None else None
         self._engine.train(False)
         with torch.no_grad():
             for batch in self._data.evaluation():
                 self._beat(self.step, "evaluating")
-                sums.add(self._engine(batch.to(self._engine.device), step=self.step).metrics)
+                output = self._engine(batch.to(self._engine.device), step=self.step)
+                sums.add(output.metrics)
+                if judge is not None:
+                    judge.add(output.answers)
         self._engine.train()
         values = self._objective.summary(sums.reduce())
+        if judge is not None:
+            values |= judge.values(self._peers)
         self._reporter.report("valid", self.step, values)
+        if self._best is not None:
+            self._best.consider(self._engine, self.step, values)
         self._evaluation_seconds = time.perf_counter() - started
         self._window.restart()  # throughput is of training alone
         return values
 
-    def _train_step(self, batches: Iterator[tuple[int, Batch]]) -> None:
+    def _train_step(self, batches: Iterator[tuple[int, AnyBatch]]) -> None:
         rate = self._config.learning_rate
         rate *= multiplier(self._schedule, self.step, self._config.steps)
         self._engine.set_learning_rate(rate)
@@ -324,7 +359,7 @@ class _Window:
         }
 
 
-def _tokens(batch: Batch) -> int:
+def _tokens(batch: AnyBatch) -> int:
     if batch.attention_mask is None:
         return batch.input_ids.numel()
     return int(batch.attention_mask.sum())

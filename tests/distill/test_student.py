@@ -11,10 +11,10 @@ from lert_ds.config import dump, parse
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError
 from lert_ds.modeling_lert import LertForPreTraining
-from lert_ds.training_run import CorpusFacts
+from lert_ds.training_data import DataFacts
 
 TAGS = {"pos": ("n", "v", "a"), "ner": (), "dep": ("HED", "ATT")}
-FACTS = CorpusFacts(
+FACTS = DataFacts(
     length=8, vocabulary_size=45, pad_id=0, tag_sets=TAGS, instances=4, held_out=0
 )  # the vocabulary is that of the tiny corpus
 TASKS = ("pos", "ner", "dep")

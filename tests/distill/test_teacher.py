@@ -13,9 +13,9 @@ from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
 from lert_ds.pretraining_objective import LipConfig, PretrainingObjective
 from lert_ds.train.metrics import MetricSums
-from lert_ds.training_run import CorpusFacts
+from lert_ds.training_data import DataFacts
 
-FACTS = CorpusFacts(32, 45, 0, LTP_TAGS, 64, 13)
+FACTS = DataFacts(32, 45, 0, LTP_TAGS, 64, 13)
 CPU = torch.device("cpu")
 
 

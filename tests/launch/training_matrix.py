@@ -26,7 +26,8 @@ from typing import Any
 from deepspeed.accelerator import get_accelerator
 
 from distill.run import DistillRun, distill
-from lert_ds import cli, config, distributed, run_folder, training, training_run
+from lert_ds import cli, config, distributed, run_folder, training_run
+from lert_ds.corpora import Corpora
 from lert_ds.errors import UserError
 from lert_ds.pretrain import PretrainRun, pretrain
 from lert_ds.train.engine import leave_processes
@@ -38,7 +39,7 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any, Any], None]]] = {
     "distill": (DistillRun, distill),
     "recover": (RecoverRun, lambda run, corpora: distill(as_distillation(run), corpora)),
 }
-data_of, code_of = training.data_of, Interruption.code
+batches_of, code_of = Corpora.batches, Interruption.code
 
 
 def asked_after(steps: int | None) -> Any:
@@ -55,10 +56,10 @@ def asked_after(steps: int | None) -> Any:
 
 
 def recorded(path: str | None, pace_seconds: float) -> Any:
-    """Return `training.data_of` that writes down what the trainer takes."""
+    """Return `Corpora.batches` that writes down what the trainer takes."""
 
-    def data(run: Any, corpora: Any, micro_batch_size: int) -> Any:
-        given = data_of(run, corpora, micro_batch_size)
+    def data(corpora: Any, train: Any, seed: int, micro_batch_size: int) -> Any:
+        given = batches_of(corpora, train, seed, micro_batch_size)
 
         def batches(samples: int) -> Iterator[Any]:
             skip = samples % micro_batch_size
@@ -82,7 +83,7 @@ def main() -> None:
     for name, tree, *rest in runs:
         options = rest[0] if rest else {}
         Interruption.code = asked_after(options.get("stop_after"))
-        training.data_of = recorded(options.get("stream"), options.get("pace", 0.0))
+        Corpora.batches = recorded(options.get("stream"), options.get("pace", 0.0))
         run_class, command = COMMANDS[name]
         try:
             run = config.parse(run_class, tree, "matrix")

@@ -6,9 +6,9 @@ from lert_ds.architecture import SIZES, ArchitectureConfig
 from lert_ds.config import parse
 from lert_ds.errors import ConfigError
 from lert_ds.labels import LTP_TAGS
-from lert_ds.training_run import CorpusFacts
+from lert_ds.training_data import DataFacts
 
-FACTS = CorpusFacts.assumed(length=128)
+FACTS = DataFacts.assumed(length=128)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_the_model_gets_every_key() -> None:
         layers=2, hidden_size=12, heads=3, intermediate_size=20, positions=9,
         dropout=0.25, initializer_range=0.5,
     )  # fmt: skip
-    facts = CorpusFacts(
+    facts = DataFacts(
         length=8, vocabulary_size=33, pad_id=7, instances=1, held_out=0,
         tag_sets={"pos": ("n", "v"), "ner": (), "dep": ("HED",)},
     )  # fmt: skip

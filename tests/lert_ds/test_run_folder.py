@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from lert_ds import run_folder, run_lock, training_run
+from lert_ds.corpora import Corpora
 from lert_ds.errors import ConfigError, CorpusError
-from lert_ds.training_run import Corpora, TrainingRun
+from lert_ds.training_run import TrainingRun
 
 pytestmark = pytest.mark.usefixtures("process_group")
 Prepare = Callable[..., tuple[TrainingRun, Corpora]]

@@ -60,7 +60,7 @@ def test_the_batch_is_solved_for_the_processes(
 ) -> None:
     run = run_on(tiny_corpus, tmp_path)
     for processes, accumulation in ((1, 4), (2, 2), (4, 1)):
-        numbers = training_run.work_out(run, SHAPE, 1000, 32, processes)
+        numbers = training_run.work_out(run, SHAPE, 1000, 32, processes, run.masked_share(32))
         assert numbers.accumulation == accumulation
         assert numbers.tree["gradient_accumulation_steps"] == accumulation
         assert numbers.tree["train_micro_batch_size_per_gpu"] == 2
@@ -71,12 +71,14 @@ def test_the_micro_batch_is_an_upper_bound(run_on: Any, tiny_corpus: Path, tmp_p
     train = {"steps": 10, "batch_size": 8, "micro_batch_size": 3, "learning_rate": 1e-3}
     run = run_on(tiny_corpus, tmp_path, train=train)
     for processes, micro, accumulation in ((1, 2, 4), (2, 2, 2), (8, 1, 1)):
-        numbers = training_run.work_out(run, SHAPE, 1000, 32, processes)
+        numbers = training_run.work_out(run, SHAPE, 1000, 32, processes, run.masked_share(32))
         assert (numbers.micro_batch_size, numbers.accumulation) == (micro, accumulation)
         assert numbers.tree["train_micro_batch_size_per_gpu"] == micro
         assert numbers.tree["gradient_accumulation_steps"] == accumulation
-    facts = training_run.CorpusFacts.of(training_run.open_corpora(run))
-    told = training_run.explain(run, training_run.work_out(run, SHAPE, 1000, 32, 2), facts, 2)
+    facts = training_run.open_corpora(run).facts
+    told = training_run.explain(
+        run, training_run.work_out(run, SHAPE, 1000, 32, 2, run.masked_share(32)), facts, 2
+    )
     assert "8 instances = 2 a micro-batch × 2 accumulated × 2 processes" in told
     assert "(train.micro_batch_size = 3 does not divide)" in told
 
@@ -85,14 +87,14 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(
     run_on: Any, tiny_corpus: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"train.batch_size = 8 is no multiple of 3 processes"):
-        training_run.work_out(run_on(tiny_corpus, tmp_path), SHAPE, 1000, 32, 3)
+        training_run.work_out(run_on(tiny_corpus, tmp_path), SHAPE, 1000, 32, 3, 0.15)
 
 
 def test_the_dry_run_tells_the_arithmetic(run_on: Any, tiny_corpus: Path, tmp_path: Path) -> None:
     run = run_on(tiny_corpus, tmp_path)
     corpora = training_run.open_corpora(run)
     text = training_run.explain(
-        run, training_run.work_out(run, SHAPE, 1000, 32, 2), training_run.CorpusFacts.of(corpora), 2
+        run, training_run.work_out(run, SHAPE, 1000, 32, 2, run.masked_share(32)), corpora.facts, 2
     )
     assert "8 instances = 2 a micro-batch × 2 accumulated × 2 processes" in text
     assert "64 instances of 32 tokens" in text
@@ -114,3 +116,37 @@ def test_no_corpus_is_refused(run_on: Any, tiny_corpus: Path, tmp_path: Path) ->
         training_run.open_corpora(run_on(tiny_corpus, tmp_path).model_copy(update={"corpus": ()}))
     with pytest.raises(CorpusError, match="nowhere"):
         training_run.open_corpora(run_on(tmp_path / "nowhere", tmp_path))
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 8), (2.5, 20), (0.01, 1), (0.126, 2)])
+def test_epochs_become_whole_steps(
+    run_on: Any, tiny_corpus: Path, tmp_path: Path, epochs: float, steps: int
+) -> None:
+    train = {"epochs": epochs, "batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-3}
+    run = training_run.with_steps(run_on(tiny_corpus, tmp_path, train=train), 64)
+    assert (run.train.steps, run.train.epochs) == (steps, 0.0)
+    assert training_run.with_steps(run, 64) is run
+
+
+def test_epochs_of_an_unknown_length_are_refused(
+    run_on: Any, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    train = {"epochs": 1, "batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-3}
+    with pytest.raises(ConfigError, match=r"train.epochs = 1: .* say train.steps"):
+        training_run.with_steps(run_on(tiny_corpus, tmp_path, train=train), None)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "train.steps is missing; say how many, or how many epochs"),
+        ({"steps": 5, "epochs": 2}, "train.epochs = 2.0 and steps = 5: keep one"),
+        ({"epochs": -1}, "train.epochs = -1.0: must be above 0"),
+    ],
+)
+def test_steps_or_epochs(
+    run_on: Any, tiny_corpus: Path, tmp_path: Path, given: dict[str, float], told: str
+) -> None:
+    train = {"batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-3, **given}
+    with pytest.raises(ConfigError, match=told):
+        run_on(tiny_corpus, tmp_path, train=train)

@@ -125,3 +125,14 @@ def test_the_factor_stays_between_0_and_1_and_never_rises_after_the_warm_up(
 def test_numbers_out_of_range_are_refused_by_their_key(key: str, value: float) -> None:
     with pytest.raises(ValidationError, match=f"{key} = {value}: must be"):
         ScheduleConfig(**{key: value})  # type: ignore[arg-type]
+
+
+def test_a_warm_up_can_be_a_share_of_all_steps() -> None:
+    config = ScheduleConfig(warmup_share=0.1)
+    assert config.warmup_of(57) == 5
+    same = ScheduleConfig(warmup_steps=5)
+    assert [multiplier(config, k, 57) for k in range(57)] == [
+        multiplier(same, k, 57) for k in range(57)
+    ]
+    with pytest.raises(ValueError, match=r"warmup_share = 1\.0"):
+        ScheduleConfig(warmup_share=1.0)

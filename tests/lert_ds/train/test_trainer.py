@@ -16,6 +16,7 @@ from lert_ds.errors import ConfigError
 from lert_ds.objective import Batch, StepOutput
 from lert_ds.train import checkpoint as checkpoint_module
 from lert_ds.train import deepspeed_config
+from lert_ds.train.best import FILE, BestWeights
 from lert_ds.train.checkpoint import Checkpoints, SaveError
 from lert_ds.train.checkpoint_folder import Written
 from lert_ds.train.engine import Engine, NonFiniteError
@@ -25,7 +26,7 @@ from lert_ds.train.optim import OptimizerConfig
 from lert_ds.train.peers import Peers
 from lert_ds.train.schedule import ScheduleConfig
 from lert_ds.train.tracking import Reporter, TrackingConfig
-from lert_ds.train.trainer import Data, Surroundings, TrainConfig, Trainer
+from lert_ds.train.trainer import Data, Judge, Surroundings, TrainConfig, Trainer
 from lert_ds.train.watchdog import Watchdog
 
 ROOT = Path(__file__).parents[3]
@@ -51,7 +52,7 @@ class Regression(nn.Module):
             loss = loss * math.nan
         count = torch.tensor(float(len(inputs)))
         metrics = {"loss": torch.stack([loss.detach() * count, count])}
-        return StepOutput(loss, metrics)
+        return StepOutput(loss, metrics, (inputs,))
 
     def summary(self, values: dict[str, float]) -> dict[str, float]:
         return {**values, "root": values["loss"] ** 0.5}
@@ -85,7 +86,13 @@ class Asked(Interruption):
 
 
 def make(
-    folder: Path, objective: Regression, interruption: Interruption | None = None, **changes: Any
+    folder: Path,
+    objective: Regression,
+    interruption: Interruption | None = None,
+    *,
+    best_by: str | None = None,
+    judge: Callable[[], Judge] | None = None,
+    **changes: Any,
 ) -> Trainer:
     tree = {
         "steps": 6, "batch_size": BATCH_SIZE, "micro_batch_size": MICRO, "learning_rate": 0.1,
@@ -115,7 +122,7 @@ def make(
     return Trainer(
         Engine(objective, OptimizerConfig(), resolved),
         objective,
-        Data(batches, held_out),
+        Data(batches, held_out, judge),
         config,
         ScheduleConfig(warmup_steps=2),
         Surroundings(
@@ -124,6 +131,7 @@ def make(
             peers,
             interruption or Asked({}),
             Watchdog(60, peers, print),
+            None if best_by is None else BestWeights(folder, best_by, peers),
         ),
         seed=7,
         flops_per_token=1.0,
@@ -156,6 +164,57 @@ def test_a_run_reports_evaluates_and_saves_when_due(tmp_path: Path) -> None:
     assert {"tokens_per_second", "mfu", "memory_gib", "data_wait_share", "gradient_norm"} <= set(
         train[0]
     )
+
+
+class Counting:
+    """Judges by how many instances it was given."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, answers: tuple[torch.Tensor, ...]) -> None:
+        self.count += len(answers[0])
+
+    def values(self, peers: Peers) -> dict[str, float]:
+        return {"instances": float(sum(peers.gather(self.count)))}
+
+
+def test_answers_are_judged_together_at_the_end_of_an_evaluation(tmp_path: Path) -> None:
+    last = make(tmp_path, Regression(), judge=Counting).fit({})
+    assert last["instances"] == 2 * MICRO
+    assert [record["instances"] for record in reports(tmp_path, "valid")] == [4.0, 4.0]
+
+
+class Falling(Regression):
+    """Its score is best at the second of three evaluations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = iter([0.5, 0.75, 0.75])
+        self.seen: list[torch.Tensor] = []
+
+    def score(self) -> float:
+        self.seen.append(self.linear.weight.detach().clone())
+        return next(self.scores)
+
+
+def test_the_best_weights_are_kept_and_known_again(tmp_path: Path) -> None:
+    objective = Falling()
+
+    class Scoring(Counting):
+        def values(self, peers: Peers) -> dict[str, float]:
+            return {"score": objective.score()}
+
+    trainer = make(tmp_path, objective, best_by="score", judge=Scoring, evaluate_every=2)
+    trainer.fit({})
+    again = BestWeights(tmp_path, "score", Peers(60))
+    assert again.best is not None
+    assert again.best.step == 4  # of two equals the first
+    assert again.best.values["score"] == 0.75
+    assert torch.equal(again.read()["linear.weight"], objective.seen[1])
+    assert not torch.equal(objective.seen[1], objective.seen[2])
+    again.remove()
+    assert not (tmp_path / FILE).exists()
 
 
 def test_the_objective_gets_the_optimizer_step(tmp_path: Path) -> None:
