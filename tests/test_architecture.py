@@ -26,9 +26,10 @@ LEAVES = {
 FOR_COMPRESSION = LEAVES | {
     f"lert_ds.{name}"
     for name in (
-        "architecture", "cli", "configuration_lert", "data", "edge", "evaluation", "model_dir",
+        "architecture", "cli", "configuration_lert", "corpora", "data", "edge", "evaluation", "model_dir",
         "model_source", "model_surgery", "modeling_lert", "tokenizer_files",
-        "pretraining_objective", "run_folder", "run_lock", "train", "training", "training_run",
+        "pretraining_objective", "run_folder", "run_lock", "train", "training",
+        "training_data", "training_run",
         "vocabulary_view",
     )
 }  # fmt: skip
@@ -61,6 +62,7 @@ HOMES = {
     "onnxruntime": {"lert_ds.edge.graph"},
     "openvino": {"prune.export.openvino_graph"},
     "nncf": {"prune.export.openvino_graph"},
+    "tensorflow": {"lert_ds.convert.tensorflow_checkpoint"},
     "wandb": {"lert_ds.train.tracking"},
 }
 # transformers copies a model folder's files by their relative imports.
