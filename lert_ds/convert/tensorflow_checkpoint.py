@@ -7,7 +7,7 @@ variable) and `model.ckpt.data-00000-of-00001` (their bytes), TensorFlow's forma
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from lert_ds.errors import ModelError, UserError
 
 INDEX = ".index"
+_ALIGNMENT_BYTES = 64
+"""Of a tensor that TensorFlow takes as it lies in memory."""
 _SHARD = re.compile(r"(?P<prefix>.+)\.data-(?P<number>\d{5})-of-(?P<count>\d{5})")
 
 
@@ -93,23 +95,49 @@ class Checkpoint:
             ) from error
 
 
-def write(prefix: Path, variables: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
-    """Write the checkpoint `prefix`, one data file, from (name, values) pairs.
+def write(
+    prefix: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], NDArray[np.float32]]
+) -> None:
+    """Write the checkpoint `prefix`, one data file of float32 variables.
 
-    TensorFlow holds them all until the last is there: memory of one copy of the model.
+    TensorFlow takes all at once. They lie in one stretch of memory that it shares: made one by one
+    from arrays that come and go, they left the heap so torn that it took twice their size.
+
+    Args:
+        prefix: Path of the files without `.index`.
+        shapes: Name of each variable to its shape.
+        read: Name to values.
 
     Raises:
         UserError: TensorFlow is not installed.
     """
     tensorflow = _tensorflow()
+    places = _places(shapes)
     with tensorflow.device("CPU:0"):
-        tensors = {name: tensorflow.constant(values) for name, values in variables}
+        tensors = []
+        for name, place in places.items():
+            place[...] = read(name)
+            tensors.append(tensorflow.experimental.dlpack.from_dlpack(place.__dlpack__()))
         tensorflow.raw_ops.SaveV2(
             prefix=str(prefix),
-            tensor_names=list(tensors),
-            shape_and_slices=[""] * len(tensors),
-            tensors=list(tensors.values()),
+            tensor_names=list(places),
+            shape_and_slices=[""] * len(places),
+            tensors=tensors,
         )
+
+
+def _places(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
+    """Return an array for each shape, all in one stretch of memory, aligned as TensorFlow asks."""
+    numbers_a_unit = _ALIGNMENT_BYTES // np.dtype(np.float32).itemsize
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    units = {name: math.ceil(size / numbers_a_unit) for name, size in sizes.items()}
+    memory = np.empty((sum(units.values()) + 1) * numbers_a_unit, np.float32)
+    start = -memory.ctypes.data % _ALIGNMENT_BYTES // memory.itemsize
+    places = {}
+    for name, shape in shapes.items():
+        places[name] = memory[start : start + sizes[name]].reshape(shape)
+        start += units[name] * numbers_a_unit
+    return places
 
 
 def _tensorflow() -> Any:

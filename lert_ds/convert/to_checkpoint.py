@@ -7,25 +7,23 @@
 There is no `.meta`: it holds the graph of a program, which theirs makes anew, and reads no other.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lert_ds import tokenizer_files
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.convert import tensorflow_checkpoint
-from lert_ds.convert.mapping import Match, Names, match_parameters
+from lert_ds.convert.mapping import Entry, Match, Names, match_parameters
 from lert_ds.convert.source import count_pieces
 from lert_ds.errors import ModelError
 from lert_ds.files import sha256_of, write_json, write_whole_folder
 from lert_ds.labels import LTP_TAGS
 from lert_ds.model_source import CONFIG, find_weights, read_config, resolve
-from lert_ds.model_weights import files_of, read_weights
+from lert_ds.model_weights import WeightFiles, files_of
 
 NAME = "lert_model.ckpt"
 CONFIGURATION = "lert_config.json"
@@ -63,10 +61,9 @@ class CheckpointPlan:
         self.folder = resolve(source)
         self.config = _expressible(read_config(self.folder), self.folder)
         self.weights_file = find_weights(self.folder)
-        self._tensors = _usual_names(
-            read_weights(self.folder, self.weights_file, mapped=False), self.folder
-        )
-        shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        self._weights = WeightFiles(self.folder, self.weights_file)
+        self._stored = _usual_names(self._weights, self.folder)
+        shapes = {name: self._weights.shapes[stored] for name, stored in self._stored.items()}
         heads = {name.split(".")[2] for name in shapes if name.startswith("cls.predictions.output")}
         tag_sets = self.config.tag_sets or {}
         self.config.tag_sets = {t: tags for t, tags in tag_sets.items() if f"output_{t}" in heads}
@@ -80,7 +77,7 @@ class CheckpointPlan:
             )
 
     def write(self, folder: Path, record: dict[str, Any]) -> None:
-        """Write the checkpoint folder, whole or not at all; to be called once.
+        """Write the checkpoint folder, whole or not at all.
 
         Raises:
             UserError: TensorFlow is not installed.
@@ -88,7 +85,11 @@ class CheckpointPlan:
         weights = files_of(self.folder, self.weights_file)
         hashes = {path.name: sha256_of(path) for path in (self.folder / CONFIG, *weights)}
         with write_whole_folder(folder) as temporary:
-            tensorflow_checkpoint.write(temporary / NAME, self._variables())
+            entries = {entry.variable: entry for entry in self.match.entries}
+            shapes = {variable: entry.shape for variable, entry in entries.items()}
+            tensorflow_checkpoint.write(
+                temporary / NAME, shapes, lambda variable: self._read(entries[variable])
+            )
             write_json(temporary / CONFIGURATION, self.configuration())
             (temporary / tokenizer_files.VOCABULARY).write_bytes(self._vocabulary())
             write_json(temporary / "run.json", {**record, "files": hashes})
@@ -112,10 +113,10 @@ class CheckpointPlan:
             return given.read_bytes()
         return "".join(f"{piece}\n" for piece in self._pieces).encode("utf-8")
 
-    def _variables(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        for entry in self.match.entries:
-            tensor = self._tensors.pop(entry.parameter).to(torch.float32)
-            yield entry.variable, (tensor.T if entry.transposed else tensor).contiguous().numpy()
+    def _read(self, entry: Entry) -> NDArray[np.float32]:
+        tensor = self._weights.read(self._stored[entry.parameter]).to(torch.float32)
+        values: NDArray[np.float32] = (tensor.T if entry.transposed else tensor).numpy()
+        return values
 
 
 def _expressible(config: LertConfig, folder: Path) -> LertConfig:
@@ -144,8 +145,8 @@ def _expressible(config: LertConfig, folder: Path) -> LertConfig:
     return config
 
 
-def _usual_names(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Return the tensors under the names of `LertForPreTraining`, tied ones once.
+def _usual_names(weights: WeightFiles, folder: Path) -> dict[str, str]:
+    """Return the names that `LertForPreTraining` has for the tensors, each to that in the file.
 
     transformers has written `gamma` and `beta`, encoders without their `bert.`, and the tied
     decoder and its bias besides.
@@ -153,24 +154,22 @@ def _usual_names(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
     Raises:
         ModelError: the decoder is not tied, which TensorFlow's is.
     """
-    alone = not any(name.startswith(("bert.", "cls.")) for name in tensors)
-    named: dict[str, Tensor] = {}
-    for name in list(tensors):
-        tensor = tensors.pop(name)
-        new = name.replace("LayerNorm.gamma", "LayerNorm.weight")
-        new = new.replace("LayerNorm.beta", "LayerNorm.bias")
-        named[f"bert.{new}" if alone else new] = tensor
-    named.pop("bert.embeddings.position_ids", None)  # 0, 1, 2, …: no weight
-    named.pop("bert.embeddings.token_type_ids", None)  # zeros
-    if _DECODER_BIAS in named:
-        named.setdefault(_BIAS, named[_DECODER_BIAS])
+    alone = not any(name.startswith(("bert.", "cls.")) for name in weights.shapes)
+    names: dict[str, str] = {}
+    for stored in weights.shapes:
+        name = stored.replace("LayerNorm.gamma", "LayerNorm.weight")
+        name = name.replace("LayerNorm.beta", "LayerNorm.bias")
+        names[f"bert.{name}" if alone else name] = stored
+    names.pop("bert.embeddings.position_ids", None)  # 0, 1, 2, …: no weight
+    if _DECODER_BIAS in names:
+        names.setdefault(_BIAS, names[_DECODER_BIAS])
     for copy, original in ((_DECODER, _WORDS), (_DECODER_BIAS, _BIAS)):
-        if copy not in named:
+        if copy not in names:
             continue
-        tensor = named.pop(copy)
-        if original in named and not torch.equal(tensor, named[original]):
+        stored, other = names.pop(copy), names.get(original)
+        if other is not None and not torch.equal(weights.read(stored), weights.read(other)):
             raise ModelError(
                 f"{folder}: {copy} is not tied to {original}, as it is in TensorFlow's BERT; "
                 "such a model cannot be converted"
             )
-    return named
+    return names
