@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "recover": ("prune.recover", "pruned model and corpus to the same model, trained again"),
     "export": ("prune.export.run", "model folder to graphs for the edge, fp32 and int8"),
     "benchmark": ("prune.benchmark.run", "model and edge folders side by side, in one table"),
+    "convert": ("lert_ds.convert.run", "TensorFlow 1 checkpoint to model folder, and back"),
     "predict": ("lert_ds.predict", "fill [MASK] and tag the masked words"),
     "report": ("lert_ds.report.run", "runs and benchmarks as one HTML page"),
     "supervise": ("lert_ds.supervise", "a training that is started again where it fails"),
