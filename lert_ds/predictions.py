@@ -75,19 +75,23 @@ def encode(
     Raises:
         UserError: there is no [MASK] in it, or it is too long.
     """
-    shown = text if len(text) <= 40 else f"{text[:40]}…"
     if special.mask not in text:
         raise UserError(
-            f"{shown!r}: there is no {special.mask} in it; put one where a piece is to be "
-            "filled in, one for each Chinese character"
+            f"{shortened(text)!r}: there is no {special.mask} in it; put one where a piece is to "
+            "be filled in, one for each Chinese character, or say --tag to tag its words"
         )
     ids = to_ids(text)
     if len(ids) > positions:
         raise UserError(
-            f"{shown!r}: {len(ids)} tokens with {special.cls} and {special.sep}, "
+            f"{shortened(text)!r}: {len(ids)} tokens with {special.cls} and {special.sep}, "
             f"the model takes {positions}; shorten the text"
         )
     return ids
+
+
+def shortened(text: str) -> str:
+    """Return a text as a message names it: its first 40 characters."""
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def by_text(
@@ -145,20 +149,28 @@ def read_texts(given: Sequence[str]) -> list[str]:
 def _table(prediction: Prediction) -> Iterator[str]:
     yield prediction.filled
     rows = [
-        [_show(candidate) for candidate in mask.pieces]
-        + [f"{task} {_show(tag)}" for task, tag in mask.tags.items()]
+        [show_candidate(candidate) for candidate in mask.pieces]
+        + [f"{task} {show_candidate(tag)}" for task, tag in mask.tags.items()]
         for mask in prediction.masks
     ]
-    widths = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
     digits = len(str(len(rows)))
-    for number, row in enumerate(rows, 1):
-        cells = [
+    for number, line in enumerate(aligned(rows), 1):
+        yield f"  [MASK] {number:<{digits}}   {line}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line a row, cells of a column below each other; rows have equally many."""
+    widths = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
+    return [
+        "   ".join(
             cell + " " * (width - columns_of(cell)) for cell, width in zip(row, widths, strict=True)
-        ]
-        yield f"  [MASK] {number:<{digits}}   {'   '.join(cells)}".rstrip()
+        ).rstrip()
+        for row in rows
+    ]
 
 
-def _show(candidate: Candidate) -> str:
+def show_candidate(candidate: Candidate) -> str:
+    """Return a candidate as the tables show it, `n 98.0 %`."""
     return f"{candidate.name} {100 * candidate.probability:.1f} %"
 
 

@@ -3,6 +3,7 @@
     model = EdgeModel("runs/edge", threads=1)
     model.run({"input_ids": ids, "attention_mask": real, "token_type_ids": types})["logits"]
     model.fill(["今天天[MASK]很好。"], top_k=3)
+    model.tagger().tag([Words("今天天气很好。", ["今天", "天气", "很", "好", "。"])])
 
 This module needs numpy, onnxruntime and tokenizers, and of this package what needs no more, so that
 these three are enough on a device. It reads the folders of transformers.js and optimum too.
@@ -24,10 +25,14 @@ from lert_ds.edge.folder import CONFIG, GRAPHS, GraphName
 from lert_ds.edge.graph import Arrays, Graph
 from lert_ds.errors import ModelError
 from lert_ds.predictions import Candidate, Prediction, SpecialTokens
+from lert_ds.tagging import Encoded, MaskedCopies, Scores, SpecialIds, Tagger
 
 __all__ = ["GRAPHS", "Arrays", "EdgeModel", "GraphName"]
 
 _TOKENIZER, _TOKENIZER_SETTINGS = "tokenizer.json", "tokenizer_config.json"
+_TOKENS_PER_BATCH = 1024
+"""Of tagging. A graph that scores every position makes 85 KB of logits a token; and from about
+this many on, a larger batch is no faster on a CPU."""
 
 
 class EdgeModel:
@@ -104,13 +109,7 @@ class EdgeModel:
         ]
         batch = self._batch(encoded)
         places = np.flatnonzero(batch["input_ids"] == tokenizer.token_to_id(special.mask))
-        batch["masked_positions"] = places
-        outputs = self.run(batch)
-        if "masked_positions" not in self.inputs:
-            outputs = {
-                name: logits.reshape(-1, logits.shape[-1])[places]
-                for name, logits in outputs.items()
-            }
+        outputs = self._run_at(batch, places)
         # Rows of the embedding beyond the vocabulary, kept for a round size, name no piece.
         scores = outputs["logits"][:, : tokenizer.get_vocab_size()]
         pieces = _best(scores, top_k, tokenizer.id_to_token)
@@ -120,6 +119,57 @@ class EdgeModel:
             for task in self.tasks
         }
         return predictions.by_text(texts, pieces, tags, special.mask)
+
+    def tagger(self) -> Tagger:
+        """Return what tags the words of sentences, each masked in a copy of its own.
+
+        An int8 graph quantizes its activations over a batch, so that what it says of a sentence
+        depends a little on the others.
+
+        Raises:
+            ModelError: the graph has no linguistic heads, or the tokenizer is not its own.
+        """
+        tokenizer, special = self._tokenizer
+        if not self.tasks:
+            raise ModelError(
+                f"{self.folder}: its graph has no linguistic heads to tag words with; export a "
+                "model that has them, or leave --tag out and put a [MASK] into the text"
+            )
+
+        def encode(text: str) -> Encoded:
+            encoding = tokenizer.encode(text, add_special_tokens=False)
+            return Encoded(encoding.ids, encoding.offsets)
+
+        tag_sets = self.config["tag_sets"]
+        return Tagger(
+            encode=encode,
+            score=lambda copies: self._score(copies, tokenizer.get_vocab_size()),
+            name_of=tokenizer.id_to_token,
+            special=special,
+            special_ids=SpecialIds(*(tokenizer.token_to_id(token) for token in special)),
+            positions=self.config["max_position_embeddings"],
+            tag_sets={task: tag_sets[task] for task in self.tasks},
+            tokens_per_batch=_TOKENS_PER_BATCH,
+        )
+
+    def _score(self, copies: MaskedCopies, pieces: int) -> Scores:
+        outputs = self._run_at(self._batch(copies.ids), copies.places)
+        true_pieces = _softmax(outputs["logits"][:, :pieces])
+        return Scores(
+            true_pieces[np.arange(len(copies.truth)), copies.truth],
+            {task: _softmax(outputs[f"{task}_logits"]) for task in self.tasks},
+        )
+
+    def _run_at(
+        self, batch: dict[str, NDArray[np.int64]], places: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return the outputs [places, classes] at places of the flattened [batch * length]."""
+        outputs = self.run({**batch, "masked_positions": places})
+        if "masked_positions" in self.inputs:
+            return outputs
+        return {
+            name: logits.reshape(-1, logits.shape[-1])[places] for name, logits in outputs.items()
+        }
 
     def _batch(self, encoded: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
         longest = max(map(len, encoded), default=0)
@@ -148,8 +198,9 @@ class EdgeModel:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         special = _special_tokens(self.folder / _TOKENIZER_SETTINGS)
-        if tokenizer.token_to_id(special.mask) is None:
-            raise ModelError(f"{path}: there is no {special.mask} in it; export the model again")
+        for token in special:
+            if tokenizer.token_to_id(token) is None:
+                raise ModelError(f"{path}: there is no {token} in it; export the model again")
         if (pieces := tokenizer.get_vocab_size()) > self.config["vocab_size"]:
             raise ModelError(
                 f"{self.folder}: its tokenizer has {pieces} pieces, its graph scores "
@@ -193,8 +244,7 @@ def _best(
     logits: NDArray[np.float32], count: int, name_of: Callable[[int], str]
 ) -> list[list[Candidate]]:
     """Return the `count` most probable classes of each row of `logits`, [rows, classes]."""
-    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-    shares = exponentials / exponentials.sum(-1, keepdims=True)
+    shares = _softmax(logits)
     count = min(count, logits.shape[-1])
     places = np.argpartition(-shares, count - 1, axis=-1)[:, :count]
     places = np.take_along_axis(
@@ -205,3 +255,9 @@ def _best(
         [Candidate(name_of(place), share) for place, share in zip(row, own, strict=True)]
         for row, own in zip(places.tolist(), best.tolist(), strict=True)
     ]
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    shares: NDArray[np.float32] = exponentials / exponentials.sum(-1, keepdims=True)
+    return shares

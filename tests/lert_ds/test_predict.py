@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from transformers import BertConfig, BertForTokenClassification
 
-from lert_ds import cli, tokenizer_files
+from lert_ds import cli, tagged, tokenizer_files
 from lert_ds.edge.edge_model import EdgeModel
 from lert_ds.predictions import columns_of, show
+from lert_ds.tagging import Words
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气很好，明再见。", "##ing", "go"]
 TAGS = {"pos": ["n", "v", "a"], "ner": ["O", "S-Ns"]}
@@ -117,6 +118,15 @@ def test_heads_without_weights_say_nothing(tmp_path: Path, run: Run, write_fille
         (["今[mask]"], "there is no [MASK]"),
         (["[MASK]" + "好" * 14], "17 tokens with [CLS] and [SEP], the model takes 16"),
         (["[MASK]", "--top-k", "0"], "--top-k 0: at least 1"),
+        (["今天气很好"], "or say --tag to tag its words"),
+        (["今[MASK]", "--tag"], "there is a [MASK] in it"),
+        (["今", "--tag", "--top-k", "0"], "--top-k 0: at least 1"),
+        (["今", "--tag", "--words", "none"], "--words none: there is no such way"),
+        (["今[MASK]", "--words", "space"], "--words space: only with --tag"),
+        (["今", "--gold", "a.conllu"], "--gold a.conllu: its sentences are tagged, and no other"),
+        (["--gold", "a.conllu", "--words", "space"], "a.conllu has words of its own"),
+        (["--gold", "none.conllu"], "none.conllu: No such file"),
+        ([], "TEXT: there is none; give one"),
         (["[MASK]", "--device", "gpu"], "--device gpu: not on this machine"),
         (["[MASK]", "--device", "cuda:77"], "--device cuda:77: not on this machine"),
     ],
@@ -170,6 +180,61 @@ def test_an_edge_folder_runs_without_its_libraries_nowhere(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, _, err = run([str(folder), TEXTS[0]])
     assert (code, "pip install 'lert-ds[export]'" in err) == (2, True)
+
+
+def test_tags_are_printed_a_table_a_text(folder: Path, run: Run) -> None:
+    code, out, _ = run(
+        [str(folder), "今天 天气", "好", "--tag", "--words", "space", "--top-k", "2"]
+    )
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == ["今天", "今天", "天气", "好", "好"]
+    assert lines[1].count(" %") == 4
+    assert [line.index("ner ") for line in lines[1:3]] == [lines[1].index("ner ")] * 2
+
+
+def test_tags_as_json_of_words_that_jieba_finds(folder: Path, run: Run) -> None:
+    code, out, _ = run([str(folder), "今天天气很好", "", "--tag", "--json"])
+    assert code == 0
+    first, second = map(json.loads, out.splitlines())
+    assert "".join(word["word"] for word in first["words"]) == "今天天气很好"
+    assert len(first["words"]) < 6
+    for word in first["words"]:
+        assert [piece["name"] for piece in word["pieces"]] == list(word["word"])
+        assert {task: len(tags) for task, tags in word["tags"].items()} == {"pos": 1, "ner": 1}
+    assert second["words"] == []
+
+
+def test_gold_is_compared(folder: Path, run: Run, tmp_path: Path) -> None:
+    line = {"words": ["今天", "好"], "pos": ["n", "x"], "ner": ["O", None]}
+    gold = tmp_path / "gold.jsonl"
+    gold.write_text(f"{json.dumps(line)}\n" * 300, "utf-8")  # more than are tagged at once
+    code, out, err = run([str(folder), "--gold", str(gold), "--json"])
+    assert code == 0
+    tasks = json.loads(out)["tasks"]
+    assert tasks["pos"]["words"] == tasks["ner"]["words"] == 300
+    assert tasks["pos"]["left_out"] == {"x": 300}
+    assert "tagged: 300 of 300 sentences" in err
+    _, alone, _ = run([str(folder), "今天 好", "--tag", "--words=space", "--json"])
+    best = json.loads(alone)["words"][0]["tags"]["pos"][0]["name"]
+    assert tasks["pos"]["accuracy"] == float(best == "n")
+    code, out, _ = run([str(folder), "--gold", str(gold)])
+    assert [row.split()[0] for row in out.splitlines()] == ["300", "task", "pos", "ner"]
+
+
+def test_an_edge_folder_tags_too(tmp_path: Path, run: Run, write_edge: Any) -> None:
+    folder = write_edge(tmp_path / "edge")
+    code, out, _ = run([str(folder), "今天 好", "--tag", "--words", "space", "--graph", "fp32"])
+    assert code == 0
+    wanted = EdgeModel(folder, "fp32").tagger().tag([Words("今天 好", ["今天", "好"])])
+    assert out.rstrip("\n") == tagged.show(wanted[0], as_json=False)
+
+
+def test_without_heads_nothing_is_tagged(tmp_path: Path, run: Run, write_filler: Any) -> None:
+    write_filler(tmp_path / "plain", tag_sets=None)
+    code, out, err = run([str(tmp_path / "plain"), "今", "--tag"])
+    assert (code, out) == (2, "")
+    assert "plain: it has no linguistic heads that have learnt to tag words" in err
 
 
 @pytest.mark.parametrize("options", [["--device", "cuda"], ["--graph", "fp32"]])

@@ -11,6 +11,7 @@ import pytest
 
 from lert_ds.edge.edge_model import EdgeModel
 from lert_ds.errors import ModelError, UserError
+from lert_ds.tagging import Words
 
 TEXTS = ["今[MASK]天气很好。", "明天[MASK]", "[MASK]见，[MASK]见"]
 PLACES = [2, 3, 1, 4]
@@ -46,6 +47,44 @@ def test_says_what_the_graph_computes(
             tag = mask.tags[task]
             assert tag.name == model.config["tag_sets"][task][shares.argmax()]
             assert tag.probability == pytest.approx(shares.max(), rel=1e-5)
+
+
+@pytest.mark.parametrize("masked_positions", [False, True])
+def test_tags_are_what_fill_says_of_masks_typed_by_hand(
+    tmp_path: Path, write_edge: Any, edge_tables: Any, masked_positions: bool
+) -> None:
+    folder = write_edge(tmp_path / "edge", masked_positions=masked_positions)
+    model = EdgeModel(folder, "fp32", threads=1)
+    sentences = [
+        Words("今天天气", ["今天", "天气"]),
+        Words("明天再见。", ["明", "天", "再见", "。"]),
+    ]
+    vocabulary = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    for sentence in model.tagger().tag(sentences, top_k=9):
+        place = 1
+        for word in sentence.words:
+            typed = "[MASK]" * len(word.word)
+            text = sentence.text[: place - 1] + typed + sentence.text[place - 1 + len(word.word) :]
+            (filled,) = model.fill([text], top_k=1000)
+            for piece, mask in zip(word.pieces, filled.masks, strict=True):
+                (found,) = [other for other in mask.pieces if other.name == piece.name]
+                assert piece.probability == pytest.approx(found.probability, rel=1e-5)
+            assert [piece.name for piece in word.pieces] == list(word.word)
+            for task in TASKS:
+                rows = [
+                    softmax(edge_tables[f"{task}_logits"][vocabulary["[MASK]"]] * scale)
+                    for scale in edge_tables["places"][place : place + len(word.word)]
+                ]
+                shares = dict(zip(model.config["tag_sets"][task], np.mean(rows, 0), strict=True))
+                found = {tag.name: tag.probability for tag in word.tags[task]}
+                assert found == pytest.approx(shares, rel=1e-5)
+            place += len(word.word)
+
+
+def test_a_graph_without_heads_tags_nothing(tmp_path: Path, write_edge: Any) -> None:
+    model = EdgeModel(write_edge(tmp_path / "edge", outputs=("logits",)))
+    with pytest.raises(ModelError, match="its graph has no linguistic heads to tag words with"):
+        model.tagger()
 
 
 def test_more_candidates_than_pieces_and_rows_beyond_them(tmp_path: Path, write_edge: Any) -> None:
@@ -133,7 +172,11 @@ def test_three_libraries_are_enough(tmp_path: Path, write_edge: Any) -> None:
         "for name in ('torch', 'transformers', 'deepspeed', 'pydantic', 'huggingface_hub'):\n"
         "    sys.modules[name] = None\n"
         "from lert_ds.edge.edge_model import EdgeModel\n"
-        f"print(EdgeModel({str(folder)!r}).fill(['今[MASK]'])[0].filled)\n"
+        "from lert_ds.split_words import make_splitter\n"
+        f"model = EdgeModel({str(folder)!r})\n"
+        "assert model.tagger().tag(make_splitter('space')(['今 天']))[0].words[1].tags\n"
+        "assert model.tagger().tag(make_splitter('character')(['今天']))[0].words[1].tags\n"
+        "print(model.fill(['今[MASK]'])[0].filled)\n"
         "print(*{name.split('.')[0] for name in sys.modules if sys.modules[name]})\n"
     )
     done = subprocess.run(
