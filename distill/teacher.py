@@ -13,6 +13,7 @@ from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ModelError
 from lert_ds.evaluation import evaluate
 from lert_ds.labels import TagSets
+from lert_ds.machine import multiplies_bf16
 from lert_ds.model_surgery import Cut, cut, cut_config
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
@@ -128,14 +129,6 @@ def place_teacher(
     partitioned_model = partition_frozen(model)
     assert isinstance(partitioned_model, LertForPreTraining)
     return partitioned_model
-
-
-def multiplies_bf16(device: torch.device) -> bool:
-    """Return whether the machine multiplies bf16 matrices itself, and so faster than fp32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    cpu = torch.cpu
-    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
 def teacher_lines(

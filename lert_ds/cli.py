@@ -27,6 +27,7 @@ from lert_ds.termination import EXIT_CODE, Terminated, orderly_termination
 COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("lert_ds.prepare", "raw text to an annotated corpus folder"),
     "pretrain": ("lert_ds.pretrain", "corpus folder to a pre-trained LERT, on DeepSpeed"),
+    "finetune": ("lert_ds.finetune.run", "pre-trained model and a task's files to its scores"),
     "distill": ("distill.run", "teacher model and corpus to a smaller model, with TextBrewer"),
     "prune": ("prune.run", "model folder to a smaller one: heads, neurons, layers, vocabulary"),
     "recover": ("prune.recover", "pruned model and corpus to the same model, trained again"),

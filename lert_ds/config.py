@@ -17,9 +17,8 @@ from lert_ds.errors import ConfigError
 class Config(BaseModel):
     """Base of every configuration: frozen, unknown keys refused, a sentence under each field."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
-    )
+    # Defaults are not validated: in JSON's strict mode a path that is one already is refused.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 C = TypeVar("C", bound=Config)

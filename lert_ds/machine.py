@@ -1,10 +1,14 @@
-"""What measured figures were measured on."""
+"""The machine: what figures were measured on, and what it multiplies fast."""
 
 import os
 import platform
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def description(packages: Iterable[str] = ()) -> dict[str, str | int | None]:
@@ -26,6 +30,16 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def multiplies_bf16(device: "torch.device") -> bool:
+    """Return whether the machine multiplies bf16 matrices itself, and so faster than fp32."""
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    cpu = torch.cpu
+    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
 def _version(package: str) -> str | None:

@@ -20,6 +20,17 @@ COLLECTIVE_SHARE = 1.5
 
 
 @contextmanager
+def joined(timeout_seconds: float) -> Iterator[None]:
+    """Keep the processes joined over several runs: DeepSpeed cannot join a second group."""
+    ours = join_processes(COLLECTIVE_SHARE * timeout_seconds)
+    try:
+        yield
+    finally:
+        if ours:
+            leave_processes()
+
+
+@contextmanager
 def prepared(run: TrainingRun, data: TrainingData) -> Iterator[Peers]:
     """Join the processes, verify the data, and make the run folder; leave at the end.
 
@@ -31,10 +42,8 @@ def prepared(run: TrainingRun, data: TrainingData) -> Iterator[Peers]:
         CorpusError: a shard is not what its manifest says.
     """
     refuse_finished(run.output, run_lock.FINISHED, run.overwrite)
-    timeout_seconds = COLLECTIVE_SHARE * run.train.timeout_seconds
-    join_processes(timeout_seconds)
-    try:
-        peers = Peers(timeout_seconds)
+    with joined(run.train.timeout_seconds):
+        peers = Peers(COLLECTIVE_SHARE * run.train.timeout_seconds)
         leads = peers.leader(run.output) == distributed.rank()
         with ExitStack() as lock:
             mistake: UserError | None = None
@@ -50,8 +59,6 @@ def prepared(run: TrainingRun, data: TrainingData) -> Iterator[Peers]:
                 _make_folder(run)
             peers.gather(None)
             yield peers
-    finally:
-        leave_processes()
 
 
 def _make_folder(run: TrainingRun) -> None:

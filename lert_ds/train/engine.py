@@ -44,14 +44,15 @@ class NonFiniteError(RuntimeError):
 _NON_FINITE_GRADIENT = "a gradient is inf or nan"
 
 
-def join_processes(timeout_seconds: float = 1800.0) -> None:
+def join_processes(timeout_seconds: float = 1800.0) -> bool:
     """Join the processes that the launcher started, or make a group of one.
 
-    `timeout_seconds`: how long a collective, or the joining, waits for a process.
+    `timeout_seconds`: how long a collective, or the joining, waits for a process. Returns whether
+    they were joined just now: who joins them also leaves them.
     """
     deepspeed_logger.setLevel(os.environ.get("LERT_DS_DEEPSPEED_LOG", "WARNING").upper())
     if torch.distributed.is_initialized():
-        return
+        return False
     _check_device()
     _use_own_programs()
     op_builds.wait_for_builds()
@@ -67,6 +68,7 @@ def join_processes(timeout_seconds: float = 1800.0) -> None:
     )  # fmt: skip
     distributed.barrier()  # all have mapped the others' memory
     op_builds.free_shared_memory(distributed.rank())
+    return True
 
 
 def _use_own_programs() -> None:

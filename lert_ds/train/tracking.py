@@ -169,7 +169,7 @@ class Reporter:
 
 _SHOWN = (
     "loss", "mlm/loss", "mlm/accuracy", "mlm/perplexity", "pos/accuracy", "ner/accuracy",
-    "dep/accuracy", "learning_rate", "tokens_per_second", "mfu",
+    "dep/accuracy", "accuracy", "em", "f1", "learning_rate", "tokens_per_second", "mfu",
 )  # fmt: skip
 
 

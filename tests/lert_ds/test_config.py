@@ -290,3 +290,11 @@ def test_differences_are_told_by_key() -> None:
         'new: null → {"x": 1}',
     ]
     assert config.differences(now, now) == []
+
+
+def test_a_path_may_be_a_default() -> None:
+    class Placed(Config):
+        where: Path = Path("here")
+
+    assert parse(Placed, {}, "test").where == Path("here")
+    assert parse(Placed, {"where": "there"}, "test").where == Path("there")

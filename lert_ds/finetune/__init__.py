@@ -1,0 +1,1 @@
+"""Fine-tuning: the tasks of LERT's paper, from their owners' files to scores and a model."""

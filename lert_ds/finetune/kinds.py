@@ -1,0 +1,147 @@
+"""The three kinds of tasks: the class of model, the loss and the answers of each.
+
+    classification   [CLS] through the pooler → a class
+    entities         each token → a tag
+    spans            each token → is it the first, is it the last of the answer?
+
+Everything that differs between them in training is in the table at the end.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from lert_ds.finetune import classification, entities, spans
+from lert_ds.finetune.batches import TaskBatch
+from lert_ds.finetune.features import UNKNOWN, Feature
+from lert_ds.finetune.settings import TaskConfig
+from lert_ds.finetune.tasks import Kind, Task
+from lert_ds.modeling_lert import (
+    LertForQuestionAnswering,
+    LertForSequenceClassification,
+    LertForTokenClassification,
+)
+from lert_ds.train.trainer import Judge
+
+Logits = dict[str, Tensor]
+"""Head to [rows, classes]: the rows are those that have a label to learn."""
+
+
+class TaskJudge(Judge, Protocol):
+    """A judge that can be asked for what it was told."""
+
+    predictions: Any
+
+
+@dataclass(frozen=True)
+class KindOfTask:
+    """What a kind of task asks of a model and its batches."""
+
+    model: type[PreTrainedModel]
+    encode: Callable[[Sequence[Any], Any, TaskConfig, int], list[Feature]]
+    """Examples, tokenizer, settings and the longest row to features."""
+    outputs: Callable[[Any, TaskBatch], tuple[Tensor, ...]]
+    """A model's output to its logits, one row a feature."""
+    heads: Callable[[tuple[Tensor, ...], TaskBatch], tuple[Logits, dict[str, Tensor]]]
+    """Outputs to logits by head, and the labels of their rows."""
+    judge: Callable[[Task, TaskConfig, Sequence[Any], Sequence[Feature]], TaskJudge]
+    """What judges the answers to examples by their features."""
+
+
+def run_model(model: nn.Module, kind: KindOfTask, batch: TaskBatch) -> tuple[Tensor, ...]:
+    """Return a model's logits for a batch, one row a feature."""
+    output = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        token_type_ids=batch.token_type_ids,
+        return_dict=True,
+    )
+    return kind.outputs(output, batch)
+
+
+def cross_entropy(logits: Logits, labels: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the sum of cross entropies over heads and rows with a label, and how many rows.
+
+    Of several heads (first and last token) it is their mean, as in BERT.
+    """
+    total: Tensor | None = None
+    count: Tensor | None = None
+    for head, rows in logits.items():
+        # float32: half precision would round the sums of exponentials.
+        found = functional.cross_entropy(
+            rows.float(), labels[head], ignore_index=UNKNOWN, reduction="sum"
+        )
+        total = found if total is None else total + found
+        known = (labels[head] != UNKNOWN).sum()
+        count = known if count is None else count + known
+    assert total is not None
+    assert count is not None
+    return total, count
+
+
+def _class_logits(output: Any, batch: TaskBatch) -> tuple[Tensor, ...]:
+    return (output.logits,)
+
+
+def _class_heads(outputs: tuple[Tensor, ...], batch: TaskBatch) -> tuple[Logits, dict[str, Tensor]]:
+    return {"label": outputs[0]}, {"label": batch.labels}
+
+
+def _tag_heads(outputs: tuple[Tensor, ...], batch: TaskBatch) -> tuple[Logits, dict[str, Tensor]]:
+    """Return the logits of the tokens that have a tag, [tokens, tags]."""
+    known = (batch.labels != UNKNOWN).flatten().nonzero()[:, 0]
+    rows = outputs[0].flatten(0, 1).index_select(0, known)
+    return {"tag": rows}, {"tag": batch.labels.flatten().index_select(0, known)}
+
+
+def _span_logits(output: Any, batch: TaskBatch) -> tuple[Tensor, ...]:
+    """Return the logits of first and last tokens, [rows, length]; padding gets next to nothing."""
+    found = (output.start_logits, output.end_logits)
+    if batch.attention_mask is None:
+        return found
+    padding = ~batch.attention_mask
+    return tuple(logits.masked_fill(padding, _NEVER) for logits in found)
+
+
+def _span_heads(outputs: tuple[Tensor, ...], batch: TaskBatch) -> tuple[Logits, dict[str, Tensor]]:
+    firsts, lasts = batch.labels.unbind(-1)
+    return {"start": outputs[0], "end": outputs[1]}, {"start": firsts, "end": lasts}
+
+
+_NEVER = -1e4
+"""A logit whose probability is 0, in half precision too."""
+
+KINDS: dict[Kind, KindOfTask] = {
+    "classification": KindOfTask(
+        LertForSequenceClassification,
+        classification.encode,
+        _class_logits,
+        _class_heads,
+        lambda task, settings, examples, features: classification.ClassificationJudge(
+            examples, features
+        ),
+    ),
+    "entities": KindOfTask(
+        LertForTokenClassification,
+        entities.encode,
+        _class_logits,
+        _tag_heads,
+        lambda task, settings, examples, features: entities.EntityJudge(
+            examples, features, task.labels
+        ),
+    ),
+    "spans": KindOfTask(
+        LertForQuestionAnswering,
+        spans.encode,
+        _span_logits,
+        _span_heads,
+        lambda task, settings, examples, features: spans.SpanJudge(
+            examples, features, settings.answer_length
+        ),
+    ),
+}
+"""Kind to what it asks."""

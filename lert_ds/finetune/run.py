@@ -1,0 +1,228 @@
+"""`lert-ds finetune TASK MODEL`: a pre-trained model and a task's files to scores and a model.
+
+    runs/finetune-ocnli/
+      seed-1/ …      config.json, metrics.jsonl, scores.json, predictions-dev.json of each seed
+      model/         of the seed that did best on the dev file
+      summary.json   the best and the mean over the seeds, as LERT's paper tells them
+
+Read with `tasks.py` (what there is), `task_data.py` (files to batches), `kinds.py` (the losses) and
+`seed_run.py` (one training). The loop is that of every training here: `lert_ds/train/trainer.py`.
+"""
+
+import argparse
+import logging
+import shutil
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lert_ds import cli, config, distributed, model_dir, run_lock, training_run
+from lert_ds.errors import ConfigError
+from lert_ds.files import refuse_finished, write_json, write_whole_folder
+from lert_ds.finetune import seed_run
+from lert_ds.finetune.finetune_config import FinetuneRun
+from lert_ds.finetune.task_data import TaskData, find_files, open_task
+from lert_ds.finetune.tasks import TASKS, find_task
+from lert_ds.run_folder import joined
+
+PRESETS = Path(__file__).parents[1] / "configs"
+ALL = "all"
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument(
+        "task", metavar="TASK", help=f"{', '.join(TASKS)}; all: those in task.data; or a .toml file"
+    )
+    parser.add_argument("model", metavar="MODEL", help="a model folder, or a name on the hub")
+    parser.add_argument(
+        "overrides",
+        metavar="key.path=value",
+        nargs="*",
+        help="wins over the preset; TASK.key.path=value for one task of several",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved configuration and the arithmetic, and stop",
+    )
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="with --dry-run: reckon with N processes"
+    )
+    parser.set_defaults(config_class=FinetuneRun, preset_folder=PRESETS, command="finetune")
+    parser.epilog = f"keys (key=default):\n{config.describe(FinetuneRun)}"
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Fine-tune as asked, or say what that would take."""
+    runs = read_runs(arguments.task, arguments.model, arguments.overrides)
+    if arguments.dry_run:
+        for one in runs:
+            _explain(one, arguments.processes or distributed.world_size())
+        return
+    for one in runs:
+        if arguments.task != ALL:
+            refuse_finished(one.output, run_lock.FINISHED, one.overwrite)
+    timeout_seconds = max(one.train.timeout_seconds for one in runs)
+    with joined(timeout_seconds):
+        for one in runs:
+            if (one.output / run_lock.FINISHED).is_file() and not one.overwrite:
+                logger.info("%s: finished before; say overwrite=true to do it again", one.output)
+            elif not finetune(one):
+                return
+
+
+def read_runs(name: str, model: str, overrides: Sequence[str]) -> list[FinetuneRun]:
+    """Return the configuration of each task that is asked for.
+
+    Raises:
+        ConfigError: no such task or key, or `all` and no task's files are there.
+    """
+    if name != ALL:
+        return [_read(name, model, overrides)]
+    runs, absent = [], []
+    for task in TASKS:
+        one = _read(task, model, overrides)
+        is_there = (one.task.data / task).is_dir()
+        if is_there and "train" in find_files(one.task, TASKS[task]):
+            runs.append(one)
+        else:
+            absent.append(task)
+    if not runs:
+        raise ConfigError(
+            f"task.data = {_read(absent[0], model, overrides).task.data}: it has no folder of a "
+            f"task with a file to train on ({', '.join(absent)}); see docs/tasks.md"
+        )
+    if absent:
+        logger.info("no files to train on for %s", ", ".join(absent))
+    return runs
+
+
+def _read(name: str, model: str, overrides: Sequence[str]) -> FinetuneRun:
+    of_all, of_this = [], [f"model={model}"]
+    own = "" if name.endswith(".toml") else find_task(name).name
+    for override in overrides:
+        head, _, rest = override.partition(".")
+        if head not in TASKS:
+            of_all.append(override)
+        elif head == own:
+            of_this.append(rest)
+    preset = name if name.endswith(".toml") else f"finetune-{own}"
+    path = config.find(preset, [PRESETS], "finetune")
+    return config.load(FinetuneRun, path, [*of_all, *of_this])
+
+
+def finetune(asked: FinetuneRun) -> dict[str, Any] | None:
+    """Fine-tune with every seed, write the run folder, and return the content of summary.json.
+
+    Every process must call it. Seeds that are finished are not trained again. Returns None where
+    something asked to stop; the same call goes on from there.
+
+    Raises:
+        UserError: something does not fit; nothing has been changed then.
+    """
+    source = model_dir.resolve(asked.model)
+    data = open_task(asked.task, source, model_dir.read_config(source))
+    plan = seed_run.plan(asked, data, distributed.world_size())
+    processes = distributed.world_size()
+    logger.info(training_run.explain(plan.run, plan.numbers, data.facts, processes))
+    scores = []
+    for seed in asked.seeds:
+        found = seed_run.run_seed(plan, seed, data)
+        if found is None:
+            return None
+        scores.append(found)
+    summary = summarize(plan, data, scores)
+    if distributed.is_main():
+        _write(asked, summary, scores)
+        for line in lines(summary):
+            logger.info(line)
+    distributed.barrier()
+    return summary
+
+
+def summarize(
+    plan: seed_run.Plan, data: TaskData, scores: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the best and the mean of each metric over the seeds, and what made them."""
+    run = plan.run
+    splits = [split for split in ("dev", "test") if split in scores[0]]
+    best = max(scores, key=lambda one: one["dev"][data.task.score])  # the first of equals
+    return {
+        "kind": "finetune",
+        "task": data.task.name,
+        "title": data.task.title,
+        "start": run.model,
+        "parameters": plan.numbers.parameters,
+        "scores": {
+            split: {
+                name: _over([float(one[split][name]) for one in scores])
+                for name in scores[0][split]
+            }
+            for split in splits
+        },
+        "shown": list(data.task.metrics),
+        "seeds": [one["seed"] for one in scores],
+        "best_seed": best["seed"],
+        "baselines": data.baselines(),
+        "examples": {"train": len(data.train.examples), "dev": len(data.dev.examples)},
+        "files": data.files,
+        "max_length": data.max_length,
+        "batch_size": run.train.batch_size,
+        "learning_rate": run.train.learning_rate,
+        "steps": run.train.steps,
+        "seconds": round(sum(one["seconds"] for one in scores), 1),
+        "processes": best["processes"],
+        "versions": best["versions"],
+    }
+
+
+def _over(values: Sequence[float]) -> dict[str, Any]:
+    return {
+        "max": max(values),
+        "mean": statistics.fmean(values),
+        "deviation": statistics.stdev(values) if len(values) > 1 else None,
+        "values": list(values),
+    }
+
+
+def lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return what the user is told of a fine-tuning: the best and, in brackets, the mean."""
+    told = []
+    for split, metrics in summary["scores"].items():
+        shown = " / ".join(
+            f"{100 * metrics[name]['max']:.1f} ({100 * metrics[name]['mean']:.1f})"
+            for name in summary["shown"]
+        )
+        names = " / ".join(summary["shown"])
+        told.append(f"{summary['title']} {split}: {shown}  {names}, best (mean) of "
+                    f"{len(summary['seeds'])} seeds")  # fmt: skip
+    return told
+
+
+def _write(
+    asked: FinetuneRun, summary: dict[str, Any], scores: Sequence[Mapping[str, Any]]
+) -> None:
+    """Put the best seed's model in its place, and what all seeds reached beside it."""
+    folder = asked.output
+    write_json(folder / "config.json", config.dump(asked))
+    best = folder / f"seed-{summary['best_seed']}" / "model"
+    with write_whole_folder(folder / "model") as temporary:
+        shutil.copytree(best, temporary, dirs_exist_ok=True)
+    write_json(folder / "summary.json", {**summary, "model": str(folder / "model")})
+    if not asked.keep_models:
+        for one in scores:
+            shutil.rmtree(folder / f"seed-{one['seed']}" / "model", ignore_errors=True)
+    logger.info("model: %s, of seed %d", folder / "model", summary["best_seed"])
+
+
+def _explain(asked: FinetuneRun, processes: int) -> None:
+    source = model_dir.resolve(asked.model)
+    data = open_task(asked.task, source, model_dir.read_config(source))
+    plan = seed_run.plan(asked, data, processes)
+    cli.print_config(plan.run)
+    print(training_run.explain(plan.run, plan.numbers, data.facts, processes))  # noqa: T201
+    print(f"{'seeds':<17} {len(asked.seeds)}, each of them as above")  # noqa: T201
