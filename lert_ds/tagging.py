@@ -104,8 +104,8 @@ class _Found:
     """What is known of one word so far."""
 
     pieces: list[tuple[int, float]] = field(default_factory=list)
-    """Place in the sentence, ascending, and probability. The parts of a word that is longer than the
-    model are equally long, so sorting by length keeps their order."""
+    """Place in the sentence, ascending, and probability. Sorting by length keeps the order of the
+    parts of a word that is longer than the model: they are equally long."""
     sums: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """Task to the sum over the pieces, [classes]."""
 
