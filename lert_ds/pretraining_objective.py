@@ -178,9 +178,10 @@ class _HeadResult(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, known: Tensor) -> "_HeadResult":
-        # float32: in bfloat16 a sum over 21,128 exponentials keeps two digits.
+        # float32 or finer: in bfloat16 a sum over 21,128 exponentials keeps two digits.
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss_sum = functional.cross_entropy(
-            logits.float(), labels.where(known, -100), ignore_index=-100, reduction="sum"
+            wide, labels.where(known, -100), ignore_index=-100, reduction="sum"
         )
         predicted = logits.detach().argmax(-1)
         hits = ((predicted == labels) & known).sum()
