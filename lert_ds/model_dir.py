@@ -6,6 +6,7 @@
       vocab.txt tokenizer.json tokenizer_config.json
       configuration_lert.py modeling_lert.py      so that it loads where lert_ds is not installed
       run.json               where it comes from: resolved configuration, versions, metrics
+      README.md              the model card: what both JSON files say, for a reader and the hub
 
 Read too: hfl/chinese-lert-*, and any other BERT of transformers (RoBERTa-wwm, MacBERT).
 """
@@ -26,11 +27,12 @@ import transformers
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from lert_ds import configuration_lert, modeling_lert, tokenizer_files
+from lert_ds import configuration_lert, model_card, modeling_lert, tokenizer_files
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ModelError
 from lert_ds.files import write_json, write_whole_folder
 from lert_ds.labels import TagSets
+from lert_ds.model_origin import title_of, with_sources
 from lert_ds.model_source import (
     CONFIG,
     check_tokenizer,
@@ -166,7 +168,8 @@ def save(
             model.save_pretrained(temporary, state_dict=weights)
         _add_code(temporary)
         if run is not None:
-            write_json(temporary / RUN, run)
+            write_json(temporary / RUN, with_sources(run))
+        model_card.write_card(temporary, title_of(folder.absolute()))
 
 
 def count_parameters(config: LertConfig, cls: type[nn.Module] = LertForPreTraining) -> int:

@@ -32,7 +32,7 @@ _WRITTEN = {
     *("config.json", "generation_config.json", "model.safetensors", "run.json", "vocab.txt"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("configuration_lert.py", "modeling_lert.py", "lert_config.json", "lert_model.ckpt.index"),
-    "lert_model.ckpt.data-00000-of-00001",
+    *("lert_model.ckpt.data-00000-of-00001", "README.md"),
 }
 """All that a conversion writes, either way: what --overwrite may remove."""
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, GPT2Config
 
-from lert_ds import model_dir
+from lert_ds import model_card, model_dir
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ModelError
 from lert_ds.files import sha256_of
@@ -95,6 +95,7 @@ def test_folder_holds_what_its_readers_need(vocabulary: Path, tmp_path: Path) ->
         "tokenizer.json",
         "tokenizer_config.json",
         "run.json",
+        "README.md",
         "configuration_lert.py",
         "modeling_lert.py",
     }
@@ -357,12 +358,17 @@ def test_saving_replaces_whole_or_not_at_all(
     folder = tmp_path / "model"
     model_dir.save(make_model(), vocabulary, folder, {"run": 1})
     (folder / "stale.txt").write_text("of the old model")
-    monkeypatch.setattr(model_dir, "_add_code", lambda _: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        model_dir.save(make_model(), vocabulary, folder, {"run": 2})
+    card = (folder / "README.md").read_text("utf-8")
+    (folder / "README.md").write_text(f"{card}\nEdited.\n", "utf-8")
+    for module, name in ((model_dir, "_add_code"), (model_card, "write_card")):
+        with monkeypatch.context() as broken:
+            broken.setattr(module, name, lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                model_dir.save(make_model(), vocabulary, folder, {"run": 2})
+    assert (folder / "README.md").read_text("utf-8").endswith("Edited.\n")
     assert json.loads((folder / "run.json").read_text()) == {"run": 1}
-    monkeypatch.undo()
     model_dir.save(make_model(), vocabulary, folder, {"run": 2})
+    assert (folder / "README.md").read_text("utf-8") == card
     assert json.loads((folder / "run.json").read_text()) == {"run": 2}
     assert not (folder / "stale.txt").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"corpus", "model"}
