@@ -31,7 +31,7 @@ def encode(
     A token that the tokenizer makes nothing of (a blank, say) has no piece, and counts as outside.
     """
     room = max_length - 2
-    overlap = min(settings.stride, room // 2)
+    overlap = min(settings.stride, room // 4)
 
     def pieces(sentences: Sequence[Any]) -> Any:
         encoded = tokenizer(

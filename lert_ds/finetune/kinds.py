@@ -46,8 +46,12 @@ class KindOfTask:
     """Examples, tokenizer, settings and the longest row to features."""
     outputs: Callable[[Any, TaskBatch], tuple[Tensor, ...]]
     """A model's output to its logits, one row a feature."""
-    heads: Callable[[tuple[Tensor, ...], TaskBatch], tuple[Logits, dict[str, Tensor]]]
-    """Outputs to logits by head, and the labels of their rows."""
+    heads: Callable[[tuple[Tensor, ...], TaskBatch], Logits]
+    """Outputs to logits by head, of the rows that have a label."""
+    labels: Callable[[TaskBatch], dict[str, Tensor]]
+    """A batch to the labels of these rows, by head."""
+    answers: Callable[[Logits, TaskBatch], tuple[Tensor, ...]]
+    """Logits by head back to outputs, which are what is judged; rows without a label are 0."""
     judge: Callable[[Task, TaskConfig, Sequence[Any], Sequence[Feature]], TaskJudge]
     """What judges the answers to examples by their features."""
 
@@ -83,33 +87,66 @@ def cross_entropy(logits: Logits, labels: dict[str, Tensor]) -> tuple[Tensor, Te
     return total, count
 
 
-def _class_logits(output: Any, batch: TaskBatch) -> tuple[Tensor, ...]:
+def _class_outputs(output: Any, batch: TaskBatch) -> tuple[Tensor, ...]:
     return (output.logits,)
 
 
-def _class_heads(outputs: tuple[Tensor, ...], batch: TaskBatch) -> tuple[Logits, dict[str, Tensor]]:
-    return {"label": outputs[0]}, {"label": batch.labels}
+def _class_heads(outputs: tuple[Tensor, ...], batch: TaskBatch) -> Logits:
+    return {"label": outputs[0]}
 
 
-def _tag_heads(outputs: tuple[Tensor, ...], batch: TaskBatch) -> tuple[Logits, dict[str, Tensor]]:
+def _class_labels(batch: TaskBatch) -> dict[str, Tensor]:
+    return {"label": batch.labels}
+
+
+def _class_answers(logits: Logits, batch: TaskBatch) -> tuple[Tensor, ...]:
+    return (logits["label"],)
+
+
+def _tag_heads(outputs: tuple[Tensor, ...], batch: TaskBatch) -> Logits:
     """Return the logits of the tokens that have a tag, [tokens, tags]."""
-    known = (batch.labels != UNKNOWN).flatten().nonzero()[:, 0]
-    rows = outputs[0].flatten(0, 1).index_select(0, known)
-    return {"tag": rows}, {"tag": batch.labels.flatten().index_select(0, known)}
+    return {"tag": outputs[0].flatten(0, 1).index_select(0, _tagged(batch))}
 
 
-def _span_logits(output: Any, batch: TaskBatch) -> tuple[Tensor, ...]:
-    """Return the logits of first and last tokens, [rows, length]; padding gets next to nothing."""
-    found = (output.start_logits, output.end_logits)
+def _tag_labels(batch: TaskBatch) -> dict[str, Tensor]:
+    return {"tag": batch.labels.flatten().index_select(0, _tagged(batch))}
+
+
+def _tag_answers(logits: Logits, batch: TaskBatch) -> tuple[Tensor, ...]:
+    rows = logits["tag"]
+    whole = rows.new_zeros(batch.labels.numel(), rows.shape[-1])
+    whole.index_copy_(0, _tagged(batch), rows)
+    return (whole.unflatten(0, batch.labels.shape),)
+
+
+def _tagged(batch: TaskBatch) -> Tensor:
+    """Return the flattened places of the tokens that have a tag."""
+    return (batch.labels != UNKNOWN).flatten().nonzero()[:, 0]
+
+
+def _span_outputs(output: Any, batch: TaskBatch) -> tuple[Tensor, ...]:
+    return without_padding((output.start_logits, output.end_logits), batch)
+
+
+def without_padding(outputs: tuple[Tensor, ...], batch: TaskBatch) -> tuple[Tensor, ...]:
+    """Return logits of places, [rows, length], that leave padding next to no probability."""
     if batch.attention_mask is None:
-        return found
+        return outputs
     padding = ~batch.attention_mask
-    return tuple(logits.masked_fill(padding, _NEVER) for logits in found)
+    return tuple(logits.masked_fill(padding, _NEVER) for logits in outputs)
 
 
-def _span_heads(outputs: tuple[Tensor, ...], batch: TaskBatch) -> tuple[Logits, dict[str, Tensor]]:
+def _span_heads(outputs: tuple[Tensor, ...], batch: TaskBatch) -> Logits:
+    return {"start": outputs[0], "end": outputs[1]}
+
+
+def _span_labels(batch: TaskBatch) -> dict[str, Tensor]:
     firsts, lasts = batch.labels.unbind(-1)
-    return {"start": outputs[0], "end": outputs[1]}, {"start": firsts, "end": lasts}
+    return {"start": firsts, "end": lasts}
+
+
+def _span_answers(logits: Logits, batch: TaskBatch) -> tuple[Tensor, ...]:
+    return logits["start"], logits["end"]
 
 
 _NEVER = -1e4
@@ -119,8 +156,10 @@ KINDS: dict[Kind, KindOfTask] = {
     "classification": KindOfTask(
         LertForSequenceClassification,
         classification.encode,
-        _class_logits,
+        _class_outputs,
         _class_heads,
+        _class_labels,
+        _class_answers,
         lambda task, settings, examples, features: classification.ClassificationJudge(
             examples, features
         ),
@@ -128,8 +167,10 @@ KINDS: dict[Kind, KindOfTask] = {
     "entities": KindOfTask(
         LertForTokenClassification,
         entities.encode,
-        _class_logits,
+        _class_outputs,
         _tag_heads,
+        _tag_labels,
+        _tag_answers,
         lambda task, settings, examples, features: entities.EntityJudge(
             examples, features, task.labels
         ),
@@ -137,8 +178,10 @@ KINDS: dict[Kind, KindOfTask] = {
     "spans": KindOfTask(
         LertForQuestionAnswering,
         spans.encode,
-        _span_logits,
+        _span_outputs,
         _span_heads,
+        _span_labels,
+        _span_answers,
         lambda task, settings, examples, features: spans.SpanJudge(
             examples, features, settings.answer_length
         ),

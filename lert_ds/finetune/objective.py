@@ -10,28 +10,26 @@ from lert_ds.objective import Metrics, StepOutput, metric
 
 
 class TaskLoss:
-    """The loss on a task's labels, and its metrics: `loss`, `accuracy` of the rows with a label."""
+    """The loss on a task's labels, and its metrics: `loss`, and `accuracy` of rows with a class."""
 
     def __init__(self, kind: Kind) -> None:
         """Take the kind of task."""
-        self.kind = KINDS[kind]
+        self._kind = KINDS[kind]
 
-    def outputs(self, model: nn.Module, batch: TaskBatch) -> tuple[Tensor, ...]:
-        """Return a model's logits, one row a feature."""
-        return run_model(model, self.kind, batch)
+    def logits(self, model: nn.Module, batch: TaskBatch) -> Logits:
+        """Return a model's logits by head, [rows with a label, classes]."""
+        return self._kind.heads(run_model(model, self._kind, batch), batch)
 
-    def heads(self, outputs: tuple[Tensor, ...], batch: TaskBatch) -> tuple[Logits, Logits]:
-        """Return logits by head, [rows with a label, classes], and the labels of these rows."""
-        return self.kind.heads(outputs, batch)
+    def labels(self, batch: TaskBatch) -> dict[str, Tensor]:
+        """Return the labels of these rows, by head."""
+        return self._kind.labels(batch)
 
-    def __call__(
-        self, outputs: tuple[Tensor, ...], batch: TaskBatch, *, evaluating: bool
-    ) -> StepOutput:
-        """Return the mean loss over the labels of a micro-batch, and what there is to answer.
+    def __call__(self, logits: Logits, batch: TaskBatch, *, evaluating: bool) -> StepOutput:
+        """Return the mean loss over the labels of a micro-batch, and what there is to judge.
 
         A batch without a label adds exactly 0, and its heads still take part in the backward pass.
         """
-        logits, labels = self.heads(outputs, batch)
+        labels = self.labels(batch)
         total, count = cross_entropy(logits, labels)
         loss = total / count.clamp(min=1)
         metrics: Metrics = {"loss": metric(total, count)}
@@ -39,8 +37,10 @@ class TaskLoss:
             ((head, rows),) = logits.items()
             hits = (rows.detach().argmax(-1) == labels[head]).sum()
             metrics["accuracy"] = metric(hits, count)
-        answers = (batch.features, *(o.detach() for o in outputs)) if evaluating else ()
-        return StepOutput(loss, metrics, answers)
+        if not evaluating:
+            return StepOutput(loss, metrics)
+        answers = self._kind.answers({h: rows.detach() for h, rows in logits.items()}, batch)
+        return StepOutput(loss, metrics, (batch.features, *answers))
 
 
 class FinetuneObjective(nn.Module):
@@ -54,9 +54,9 @@ class FinetuneObjective(nn.Module):
 
     def forward(self, batch: TaskBatch, *, step: int) -> StepOutput:
         """Return the loss and the metrics of one micro-batch at optimizer step `step`."""
-        outputs = self.task_loss.outputs(self.model, batch)
+        logits = self.task_loss.logits(self.model, batch)
         with torch.autocast(batch.input_ids.device.type, enabled=False):
-            return self.task_loss(outputs, batch, evaluating=not self.training)
+            return self.task_loss(logits, batch, evaluating=not self.training)
 
     def summary(self, values: dict[str, float]) -> dict[str, float]:
         """Return `values`."""

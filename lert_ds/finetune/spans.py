@@ -56,7 +56,7 @@ def encode(
         question = question[: min(settings.question_length, max_length // 2)]
         room = max_length - 3 - len(question)
         answers = _token_spans(example, characters)
-        for window in windows(len(pieces), room, min(settings.stride, room // 2)):
+        for window in windows(len(pieces), room, min(settings.stride, room // 4)):
             row, begins = with_special(tokenizer, question, pieces[window.start : window.end])
             inside = (s for s in answers if window.start <= s[0] and s[1] < window.end)
             offset = begins - window.start
