@@ -92,36 +92,40 @@ def _class_outputs(output: Any, batch: TaskBatch) -> tuple[Tensor, ...]:
 
 
 def _class_heads(outputs: tuple[Tensor, ...], batch: TaskBatch) -> Logits:
-    return {"label": outputs[0]}
+    return {"label": outputs[0].index_select(0, _known(batch.labels))}
 
 
 def _class_labels(batch: TaskBatch) -> dict[str, Tensor]:
-    return {"label": batch.labels}
+    return {"label": batch.labels.index_select(0, _known(batch.labels))}
 
 
 def _class_answers(logits: Logits, batch: TaskBatch) -> tuple[Tensor, ...]:
-    return (logits["label"],)
+    return (_spread(logits["label"], batch.labels),)
 
 
 def _tag_heads(outputs: tuple[Tensor, ...], batch: TaskBatch) -> Logits:
     """Return the logits of the tokens that have a tag, [tokens, tags]."""
-    return {"tag": outputs[0].flatten(0, 1).index_select(0, _tagged(batch))}
+    return {"tag": outputs[0].flatten(0, 1).index_select(0, _known(batch.labels))}
 
 
 def _tag_labels(batch: TaskBatch) -> dict[str, Tensor]:
-    return {"tag": batch.labels.flatten().index_select(0, _tagged(batch))}
+    return {"tag": batch.labels.flatten().index_select(0, _known(batch.labels))}
 
 
 def _tag_answers(logits: Logits, batch: TaskBatch) -> tuple[Tensor, ...]:
-    rows = logits["tag"]
-    whole = rows.new_zeros(batch.labels.numel(), rows.shape[-1])
-    whole.index_copy_(0, _tagged(batch), rows)
-    return (whole.unflatten(0, batch.labels.shape),)
+    whole = _spread(logits["tag"], batch.labels)
+    return (whole.view(*batch.labels.shape, whole.shape[-1]),)
 
 
-def _tagged(batch: TaskBatch) -> Tensor:
-    """Return the flattened places of the tokens that have a tag."""
-    return (batch.labels != UNKNOWN).flatten().nonzero()[:, 0]
+def _known(labels: Tensor) -> Tensor:
+    """Return the flattened places of what has a label."""
+    return (labels != UNKNOWN).flatten().nonzero()[:, 0]
+
+
+def _spread(rows: Tensor, labels: Tensor) -> Tensor:
+    """Return rows at the places of what has a label, [labels, classes]; elsewhere 0."""
+    whole = rows.new_zeros(labels.numel(), rows.shape[-1])
+    return whole.index_copy(0, _known(labels), rows)
 
 
 def _span_outputs(output: Any, batch: TaskBatch) -> tuple[Tensor, ...]:
@@ -137,16 +141,18 @@ def without_padding(outputs: tuple[Tensor, ...], batch: TaskBatch) -> tuple[Tens
 
 
 def _span_heads(outputs: tuple[Tensor, ...], batch: TaskBatch) -> Logits:
-    return {"start": outputs[0], "end": outputs[1]}
+    known = _known(batch.labels[:, 0])
+    return {"start": outputs[0].index_select(0, known), "end": outputs[1].index_select(0, known)}
 
 
 def _span_labels(batch: TaskBatch) -> dict[str, Tensor]:
-    firsts, lasts = batch.labels.unbind(-1)
+    firsts, lasts = batch.labels.index_select(0, _known(batch.labels[:, 0])).unbind(-1)
     return {"start": firsts, "end": lasts}
 
 
 def _span_answers(logits: Logits, batch: TaskBatch) -> tuple[Tensor, ...]:
-    return logits["start"], logits["end"]
+    firsts = batch.labels[:, 0]
+    return _spread(logits["start"], firsts), _spread(logits["end"], firsts)
 
 
 _NEVER = -1e4
