@@ -112,7 +112,7 @@ def run_seed(plan_of_all: Plan, seed: int, data: TaskData) -> dict[str, Any] | N
     run = plan_of_all.run
     folder = run.output / f"seed-{seed}"
     run = run.model_copy(update={"seed": seed, "output": folder})
-    if (finished := _finished(run)) is not None:
+    if not run.overwrite and (finished := _finished(run)) is not None:
         return finished
     if run.overwrite or not (folder / run_lock.FINISHED).is_file():
         torch.manual_seed(seed)  # the same first weights of the head on every process
@@ -158,7 +158,7 @@ def _score(run: FinetuneRun, data: TaskData) -> None:
 def _finished(run: FinetuneRun) -> dict[str, Any] | None:
     """Return the scores of a seed that is finished, where it was asked for the same."""
     path = run.output / SCORES
-    if run.overwrite or not path.is_file():
+    if not path.is_file():
         return None
     scores: dict[str, Any] = json.loads(path.read_text("utf-8"))
     ignored = ("output", "seeds", "overwrite", "resume", "keep_models")
