@@ -112,7 +112,7 @@ def read_spans(path: Path) -> list[SpanExample]:
         questions = list(
             _cmrc_questions(tree) if isinstance(tree, list) else _squad_questions(tree)
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: neither in SQuAD's layout nor in CMRC 2018's ({error!r}); is it the right "
             "file?"
@@ -158,7 +158,8 @@ def _squad_questions(tree: Any) -> Iterator[_Question]:
                     (str(answer["text"]), int(answer["answer_start"]))
                     for answer in entry["answers"]
                 ]
-                yield str(entry["id"]).strip(), entry["question"], paragraph["context"], answers
+                identity = str(entry["id"]).strip()
+                yield identity, _text(entry["question"]), _text(paragraph["context"]), answers
 
 
 def _cmrc_questions(tree: Any) -> Iterator[_Question]:
@@ -166,11 +167,17 @@ def _cmrc_questions(tree: Any) -> Iterator[_Question]:
         for entry in article["qas"]:
             answers: list[tuple[str, int | None]] = [(str(a), None) for a in entry["answers"]]
             identity = str(entry["query_id"]).strip()
-            yield identity, entry["query_text"], article["context_text"], answers
+            yield identity, _text(entry["query_text"]), _text(article["context_text"]), answers
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} where a text is needed")
+    return value
 
 
 def _placed(context: str, text: str, start: int | None) -> Answer:
-    if start is not None and context[start : start + len(text)] == text:
+    if start is not None and start >= 0 and context.startswith(text, start):
         return Answer(text, start)
     places = [at for at in range(len(context)) if context.startswith(text, at)] if text else []
     if not places:

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def read(path: Path) -> str:
         raise UserError(
             f"{path}: not UTF-8 at byte {error.start}; convert it, with iconv say"
         ) from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); copy it again") from error
 
 
@@ -103,8 +104,7 @@ def _table_rows(
     text = read(path)
     lines: Iterator[tuple[int, list[str]]]
     if comma:
-        reader = csv.reader(io.StringIO(text))
-        lines = ((reader.line_num, row) for row in reader if any(row))
+        lines = _quoted_rows(path, text)
     else:  # no quotes in a table of tabs: a text may begin with one
         lines = (
             (number, line.rstrip("\r").split("\t"))
@@ -125,6 +125,16 @@ def _table_rows(
                 "correct it"
             )
         yield number, {ours: None if at is None else row[at] for ours, at in places.items()}
+
+
+def _quoted_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text))
+    try:
+        yield from ((reader.line_num, row) for row in reader if any(row))
+    except csv.Error as error:  # a quote that is never closed takes in the rest of the file
+        raise UserError(
+            f"{path}: line {reader.line_num} is no CSV ({error}); correct it"
+        ) from error
 
 
 def _places(
