@@ -152,15 +152,13 @@ def _refuse_output(source: str, output: Path, overwrite: bool) -> None:
     Raises:
         UserError: it is there, or is or holds the source.
     """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output}: it is a file; name a folder")
     refuse_unwritable(output, "OUTPUT")
     place = Path(source)
     if place.exists() and place.resolve().is_relative_to(output.resolve()):
         raise UserError(f"{output}: it is the source, or holds it; name another folder")
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise UserError(f"{output}: it is a file; name a folder")
-    names = sorted(path.name for path in output.iterdir())
+    names = sorted(path.name for path in output.iterdir()) if output.exists() else []
     foreign = [name for name in names if name not in _WRITTEN]
     if foreign:
         raise UserError(

@@ -50,20 +50,8 @@ def test_there_and_back_gives_the_same_files(
         json.loads((tmp_path / folder / "lert_config.json").read_text("utf-8"))
         for folder in ("tf", "back")
     )
-    assert (
-        after
-        == before
-        | {
-            "initializer_range": 0.02,
-            "hidden_dropout_prob": 0.1,
-            "attention_probs_dropout_prob": 0.1,
-        }
-        - before.keys()
-        | after
-        if False
-        else after.items()
-        >= {key: value for key, value in before.items() if key != "directionality"}.items()
-    )
+    before.pop("directionality")  # which no program reads
+    assert before.items() <= after.items()
 
 
 @pytest.mark.parametrize("size", [
@@ -88,14 +76,8 @@ def test_there_and_back_at_the_released_sizes(
         "max_position_embeddings": 512,
     }
     write_checkpoint(tensorflow_checkpoint, tmp_path / "tf", says=says, config=tiny_config(**says))
-    pieces = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *map(chr, range(0x4E00, 0x4E00 + 21123)),
-    ]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces += map(chr, range(0x4E00, 0x4E00 + 21128 - len(pieces)))
     (tmp_path / "tf" / "vocab.txt").write_text("".join(f"{p}\n" for p in pieces), "utf-8")
     call(tmp_path / "tf", tmp_path / "model")
     call(tmp_path / "model", tmp_path / "back")
@@ -164,9 +146,7 @@ def test_an_output_that_is_there_stays(
         printed = call(source, output, "--overwrite", code=2)
         assert f"{output}: it is the source, or holds it" in printed
     (tmp_path / "file").touch()
-    assert "file: it is a file; name" in call(source, tmp_path / "file", code=2).replace(
-        "is a file; name another place", "it is a file; name"
-    )
+    assert "it is a file; name a folder" in call(source, tmp_path / "file", code=2)
 
 
 def test_mistakes_are_one_sentence(
