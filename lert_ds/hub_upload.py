@@ -160,6 +160,13 @@ def _told(name: str) -> Iterator[None]:
         ) from error
     except HFValidationError as error:
         raise UserError(f"{name}: {_reason(error)}") from error
+    except ValueError as error:
+        if not str(error).startswith("Invalid metadata"):  # else it is ours
+            raise
+        raise UserError(
+            f"{name}: the hub does not take the front matter of README.md ({_reason(error)}); "
+            "correct it, or say --overwrite to have it made anew"
+        ) from error
     except _HUB_ERRORS as error:
         raise UserError(f"{name}: {_remedy(error)} ({_reason(error)})") from error
 

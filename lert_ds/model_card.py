@@ -146,7 +146,7 @@ def _results(facts: Facts, pipeline: str) -> Iterator[EvalResult]:
     dataset = card_run_text.dataset_of(run)
     for name, value in card_run_text.final_metrics(run).items():
         head, _, last = name.rpartition("/")
-        if last not in _METRICS or not math.isfinite(value):
+        if last not in _METRICS:
             continue
         task = "token-classification" if head in card_text.tag_sets(facts.config) else pipeline
         yield EvalResult(

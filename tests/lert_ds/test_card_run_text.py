@@ -60,8 +60,9 @@ def test_training() -> None:
         assert f"| {row} |" in text, row
     assert "/home" not in text
     assert card_run_text.training(None) == card_run_text.training({"config": {"train": 3}}) == ""
-    last = card_run_text.training({**RUN, "chosen_step": None})
-    assert "weights of step" not in last
+    for chosen in (None, 1000):
+        last = card_run_text.training({**RUN, "chosen_step": chosen})
+        assert "weights of step" not in last
 
 
 def test_results_beside_baselines_or_by_stage() -> None:

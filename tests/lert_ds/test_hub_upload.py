@@ -169,6 +169,7 @@ def connection_error() -> Exception:
         (ConnectionError("no route"), r"no connection to the hub.*\(no route\)"),
         (connection_error(), r"no connection to the hub.*\(no route\)"),
         (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set"),
+        (ValueError("Invalid metadata in README.md.\n- x"), r"front matter .*- x\); correct it"),
     ],
 )
 def test_what_the_hub_refuses_is_one_sentence(
@@ -183,9 +184,11 @@ def test_what_the_hub_refuses_is_one_sentence(
 
 
 def test_our_own_mistakes_are_not_told_as_the_hubs(hub: Hub, folder: Path) -> None:
-    hub.error = KeyError("ours")
-    with pytest.raises(KeyError):
-        push(folder, "me/x")
+    for error in (KeyError("ours"), ValueError("ours")):
+        hub.error = error
+        with pytest.raises(type(error)) as caught:
+            push(folder, "me/x")
+        assert caught.value is error
 
 
 def test_what_is_no_model_folder(hub: Hub, tmp_path: Path) -> None:
