@@ -22,6 +22,7 @@ from lert_ds.modeling_lert import (
     LertForMaskedLM,
     LertForPreTraining,
     LertForSequenceClassification,
+    LertModel,
 )
 
 TAGS = {"pos": ["n", "v", "a"], "ner": ["O", "S-Ns"]}
@@ -421,3 +422,32 @@ def test_extra_weights_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO):
         assert model_dir.load(tmp_path)[1].unused == ("adapter.weight",)
     assert "left unread: adapter" in caplog.text
+
+
+def test_weights_of_other_classes_go_along(vocabulary: Path, tmp_path: Path) -> None:
+    """A pre-trained pooler: the model that is pre-trained has none, classifiers read it."""
+    model, folder = make_model(), tmp_path / "model"
+    with torch.device("meta"):
+        hollow = LertForPreTraining(model.config)
+    pooler = {
+        "bert.pooler.dense.weight": torch.ones(32, 32),
+        "bert.pooler.dense.bias": torch.full((32,), 2.0),
+    }
+    model_dir.save(hollow, vocabulary, folder, state_dict=model.state_dict(), extra=pooler)
+    again, report = model_dir.load(folder)
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+    assert report.unused == tuple(sorted(pooler))
+    classifier, report = model_dir.load(folder, LertForSequenceClassification)
+    assert report.random == ("classifier.bias", "classifier.weight")
+    assert torch.equal(classifier.bert.pooler.dense.bias, pooler["bert.pooler.dense.bias"])
+
+
+@pytest.mark.parametrize("pooler", [True, False])
+def test_an_encoder_is_saved_with_its_pooler_or_without(
+    pooler: bool, vocabulary: Path, tmp_path: Path
+) -> None:
+    model = randomise(LertModel(LertConfig(**SIZES), add_pooling_layer=pooler))
+    model_dir.save(model, vocabulary, tmp_path / "model")
+    again, report = model_dir.load(tmp_path / "model", LertModel)
+    assert torch.equal(again(IDS).last_hidden_state, model(IDS).last_hidden_state)
+    assert bool(report.random) != pooler

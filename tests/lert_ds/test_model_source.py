@@ -78,3 +78,14 @@ def test_the_tokenizer_of_another_model_is_refused(bert: Path) -> None:
     model_source.check_tokenizer(bert, sha256_of(bert / "vocab.txt"))
     with pytest.raises(ModelError, match="its tokenizer differs from that of the corpus"):
         model_source.check_tokenizer(bert, "0" * 64)
+
+
+def test_a_configuration_may_have_another_name(bert: Path) -> None:
+    tree = json.loads((bert / "config.json").read_text())
+    tree.pop("model_type")  # as Google's
+    path = bert / "bert_config.json"
+    path.write_text(json.dumps(tree))
+    assert model_source.read_config_file(path).hidden_size == 32
+    path.write_text("{")
+    with pytest.raises(ModelError, match=r"bert_config\.json: not JSON"):
+        model_source.read_config_file(path)

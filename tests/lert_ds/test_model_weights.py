@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from lert_ds.errors import ModelError
-from lert_ds.model_weights import read_weights
+from lert_ds.model_weights import WeightFiles, files_of, read_weights
 
 SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -90,3 +90,28 @@ def test_what_is_no_table_of_tensors_is_refused(folder: Path) -> None:
         torch.save(content, folder / PICKLE)
         with pytest.raises(ModelError, match="no table of tensors"):
             read_weights(folder, PICKLE)
+
+
+@pytest.mark.parametrize(
+    ("index", "weight_map"),
+    [
+        (SAFE_INDEX, {"a": "model-1.safetensors", "b": "model-2.safetensors"}),
+        (PICKLE_INDEX, {"c": "part-1.bin"}),
+    ],
+)
+def test_one_by_one_they_are_the_same(folder: Path, index: str, weight_map: Any) -> None:
+    write_index(folder, index, weight_map)
+    files, wanted = WeightFiles(folder, index), read_weights(folder, index)
+    assert files.shapes == {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    for name, tensor in wanted.items():
+        assert torch.equal(files.read(name), tensor)
+    assert files_of(folder, index) == sorted({folder / name for name in weight_map.values()})
+
+
+def test_one_by_one_a_damaged_file_is_named(folder: Path) -> None:
+    path = folder / "model-1.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"model-1\.safetensors: its weights cannot be read"):
+        WeightFiles(folder, path.name)
+    with pytest.raises(ModelError, match=r"gone\.safetensors: its weights cannot be read"):
+        WeightFiles(folder, "gone.safetensors")

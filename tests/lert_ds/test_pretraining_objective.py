@@ -137,6 +137,16 @@ def test_task_without_known_tags_adds_nothing_but_takes_part() -> None:
     assert "ner/accuracy" in output.metrics  # ranks add the same names
 
 
+def test_the_loss_is_as_fine_as_the_logits_and_never_coarser_than_float32() -> None:
+    objective = make_objective()
+    for dtype, of_loss in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ):
+        assert objective.to(dtype)(make_batch(), step=10).loss.dtype == of_loss
+
+
 def test_metrics_are_detached_float32_pairs() -> None:
     metrics = make_objective()(make_batch(), step=10).metrics
     assert set(metrics) == {"loss", "mlm/loss", "mlm/accuracy"} | {

@@ -79,3 +79,10 @@ def test_bad_folders_are_refused(source: Path, target: Path) -> None:
     (target / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="target: its tokenizer cannot be read"):
         tokenizer_files.load(target)
+
+
+def test_a_vocabulary_of_any_name_is_a_tokenizer(source: Path, tmp_path: Path) -> None:
+    (source / "vocab.txt").rename(tmp_path / "words.txt")
+    with tokenizer_files.folder_of(tmp_path / "words.txt") as folder:
+        assert tokenizer_files.pieces(tokenizer_files.load(folder)) == PIECES
+    assert not folder.exists()
