@@ -21,8 +21,8 @@ from lert_ds.data.sampler import shuffled
 from lert_ds.finetune.features import UNKNOWN, Feature
 
 POOL_STEPS = 32
-"""Steps whose samples are sorted by length together: more would pad less (little less from here
-on) and shuffle less."""
+"""Steps whose samples are sorted by length together, at most: more would pad less (little less from
+here on) and shuffle less."""
 LENGTH_MULTIPLE = 8
 """As in `lert_ds.data.loader`: tensor cores want it, and few shapes occur."""
 
@@ -103,15 +103,24 @@ class LikeLengths:
     """Features a step, over all processes."""
     seed: int
 
+    @property
+    def pool_steps(self) -> int:
+        """Steps of a pool: no more than an epoch has.
+
+        The copies of a feature from several epochs have one length, and so would share a step: with
+        40 features of different lengths and 8 a step, 6 of the 8 were one and the same.
+        """
+        return max(1, min(POOL_STEPS, len(self.lengths) // self.batch_size))
+
     def of_step(self, step: int) -> NDArray[np.int64]:
         """Return the features of a step, int64 [batch_size], from 0 on."""
-        pool, place = divmod(step, POOL_STEPS)
-        size = POOL_STEPS * self.batch_size
+        pool, place = divmod(step, self.pool_steps)
+        size = self.pool_steps * self.batch_size
         stream = np.arange(pool * size, (pool + 1) * size)
         indices = shuffled(stream, len(self.lengths), self.seed).indices
         by_length = indices[np.argsort(self.lengths[indices], kind="stable")]
         generator = np.random.default_rng((self.seed, pool))
-        group = int(generator.permutation(POOL_STEPS)[place])
+        group = int(generator.permutation(self.pool_steps)[place])
         found = by_length[group * self.batch_size : (group + 1) * self.batch_size]
         mixed: NDArray[np.int64] = generator.permutation(found)
         return mixed
