@@ -58,6 +58,7 @@ def as_conlleval_has_it(truths: Any, predictions: Any) -> dict[str, float]:
     }
 
 
+@settings(deadline=None)
 @given(corpora)
 def test_scores_are_those_of_conlleval(corpus: Any) -> None:
     truths, predictions = zip(*corpus, strict=True)
@@ -81,6 +82,7 @@ def test_scores_are_those_of_seqeval(corpus: Any) -> None:
     assert score(truths, predictions) == pytest.approx(expected)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(TAGS), max_size=20))
 def test_entities_lie_one_after_the_other_and_hold_all_that_is_no_o(tags: Sequence[str]) -> None:
     found = sorted(entities_of(tags), key=lambda entity: entity.start)

@@ -3,7 +3,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lert_ds.finetune.features import in_chunks, windows, with_special
@@ -23,6 +23,7 @@ def fewest(length: int, room: int, overlap: int) -> int:
     return count
 
 
+@settings(deadline=None)
 @given(cuts())
 def test_windows_cover_overlap_and_are_as_few_as_can_be(cut: tuple[int, int, int]) -> None:
     length, room, overlap = cut
@@ -37,6 +38,7 @@ def test_windows_cover_overlap_and_are_as_few_as_can_be(cut: tuple[int, int, int
     assert len(found) == fewest(length, room, overlap)
 
 
+@settings(deadline=None)
 @given(cuts())
 def test_each_place_has_one_window_that_answers_for_it_where_it_stands_deepest(
     cut: tuple[int, int, int],
@@ -81,6 +83,7 @@ def test_special_tokens_frame_the_parts(tokenizer: Any) -> None:
     assert (row.tolist(), second) == ([cls, sep, sep], 2)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=3), max_size=20), st.integers(1, 7))
 def test_chunks_change_nothing_but_how_much_is_asked_at_once(texts: list[str], size: int) -> None:
     asked: list[int] = []

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lert_ds.errors import UserError
@@ -71,6 +71,7 @@ def test_a_field_that_may_be_missing_is_read_where_it_is(
     assert found == [(1, ROW)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(line_text, line_text), min_size=1))
 def test_every_format_carries_every_text(
     tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]]
