@@ -11,6 +11,7 @@ the model is loaded by on the hub.
 
 import contextlib
 import json
+import logging
 import re
 import shlex
 import tempfile
@@ -27,6 +28,8 @@ from lert_ds.errors import ModelError, UserError
 from lert_ds.files import write_json
 from lert_ds.model_origin import title_of
 from lert_ds.redaction import redact
+
+log = logging.getLogger(__name__)
 
 CODE = ("configuration_lert.py", "modeling_lert.py")
 TOKENIZER = (
@@ -46,13 +49,16 @@ _HUB_ERRORS: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
 """What the hub's client raises; its bases name the errors of the HTTP library that it uses."""
 
 
-def push(folder: Path, name: str, *, private: bool = False, revision: str | None = None) -> str:
+def push(
+    folder: Path, name: str, *, private: bool | None = False, revision: str | None = None
+) -> str:
     """Upload the model folder `folder` and return its address on the hub.
 
     Args:
         folder: As `lert_ds.model_dir.save` writes it.
         name: `owner/name`, or `name` alone for the token's owner. It is made where it is not there.
-        private: Seen by its owner alone. A name that is public already is refused.
+        private: Seen by its owner alone; a name that is public already is refused. None makes a
+            new one private, and takes one that is there as it is.
         revision: The branch to write, made where it is not there; None for main.
 
     Raises:
@@ -65,10 +71,10 @@ def push(folder: Path, name: str, *, private: bool = False, revision: str | None
     if huggingface_hub.get_token() is None:
         raise UserError(
             f"{name}: there is no token for the Hugging Face hub; say `hf auth login`, or set "
-            "HF_TOKEN, and then: " + command(folder, name, private=private, revision=revision)
+            f"HF_TOKEN, and then: {command(folder, name, private=bool(private), revision=revision)}"
         )
     with _told(name):
-        made = api.create_repo(name, private=private, exist_ok=True)
+        made = api.create_repo(name, private=private is not False, exist_ok=True)
         if private and not api.repo_info(made.repo_id).private:
             raise UserError(
                 f"{name}: it is there already and public; name another, make that one private, or "
@@ -86,6 +92,18 @@ def push(folder: Path, name: str, *, private: bool = False, revision: str | None
                 commit_message=f"{title_of(folder.absolute())}, by lert-ds",
             )
     return str(made)
+
+
+def try_push(folder: Path, name: str) -> None:
+    """Upload the result of a training, or tell why not: by then nothing may fail it any more.
+
+    A new name is made private.
+    """
+    try:
+        log.info("uploaded: %s", push(folder, name, private=None))
+    except Exception as error:  # noqa: BLE001 - the model is whole, and days of work lie behind it
+        again = command(folder, name, private=True)
+        log.warning("%s: NOT uploaded: %s; the model is whole, say again: %s", folder, error, again)
 
 
 def check_name(name: str) -> None:

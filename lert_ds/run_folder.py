@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from lert_ds import distributed, run_lock
+from lert_ds import distributed, hub_upload, run_lock
 from lert_ds.config import dump
 from lert_ds.errors import UserError
 from lert_ds.files import refuse_finished, write_json
@@ -32,10 +32,10 @@ def joined(timeout_seconds: float) -> Iterator[None]:
 
 @contextmanager
 def prepared(run: TrainingRun, data: TrainingData) -> Iterator[Peers]:
-    """Join the processes, verify the data, and make the run folder; leave at the end.
+    """Join the processes, verify the data, and make the run folder; leave at the end, and upload.
 
     The folder is cleared where `overwrite` says so, after every process has checked what it can.
-    No other run can use it meanwhile.
+    No other run can use it meanwhile. A finished result is uploaded where the run says so.
 
     Raises:
         ConfigError: the output folder holds a finished result, is a file, or another run holds it.
@@ -59,6 +59,10 @@ def prepared(run: TrainingRun, data: TrainingData) -> Iterator[Peers]:
                 _make_folder(run)
             peers.gather(None)
             yield peers
+    # Only now: the others would wait for an upload in a collective, and time out.
+    is_finished = (run.output / run_lock.FINISHED).is_file()
+    if run.push_to_hub is not None and is_finished and distributed.is_main():
+        hub_upload.try_push(run.output / "model", run.push_to_hub)
 
 
 def _make_folder(run: TrainingRun) -> None:

@@ -39,6 +39,8 @@ class TrainingRun(Config):
     step-N: go back to that one, and set the newer ones aside."""
     overwrite: bool = False
     """Replace what the output folder holds, finished or not."""
+    push_to_hub: str | None = Field(None, pattern=r"^[\w.-]+(/[\w.-]+)?$")
+    """Name on the Hugging Face hub, owner/name, to upload the result to; a new one is private."""
     fast_dropout: bool = True
     """On a CPU: masks from 16 random bits a unit, which is much faster; no effect on a GPU."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lert_ds import cli, config, distributed, model_dir, run_lock, training_run
+from lert_ds import cli, config, distributed, hub_upload, model_dir, run_lock, training_run
 from lert_ds.errors import ConfigError
 from lert_ds.files import refuse_finished, write_json, write_whole_folder
 from lert_ds.finetune import seed_run
@@ -66,13 +66,25 @@ def run(arguments: argparse.Namespace) -> None:
     for one in runs:
         if arguments.task != ALL:
             refuse_finished(one.output, run_lock.FINISHED, one.overwrite)
+    addresses = [one.push_to_hub for one in runs if one.push_to_hub is not None]
+    if len(set(addresses)) < len(addresses):
+        raise ConfigError(
+            f"push_to_hub = {addresses[0]}: one name for the models of several tasks; say "
+            "TASK.push_to_hub=owner/name for each"
+        )
     timeout_seconds = max(one.train.timeout_seconds for one in runs)
+    finished = []
     with joined(timeout_seconds):
         for one in runs:
             if (one.output / run_lock.FINISHED).is_file() and not one.overwrite:
                 logger.info("%s: finished before; say overwrite=true to do it again", one.output)
             elif not finetune(one):
-                return
+                break
+            else:
+                finished.append(one)
+    for one in finished:  # the processes have parted: none waits for an upload
+        if one.push_to_hub is not None and distributed.is_main():
+            hub_upload.try_push(one.output / "model", one.push_to_hub)
 
 
 def read_runs(name: str, model: str, overrides: Sequence[str]) -> list[FinetuneRun]:

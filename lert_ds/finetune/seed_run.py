@@ -111,7 +111,8 @@ def run_seed(plan_of_all: Plan, seed: int, data: TaskData) -> dict[str, Any] | N
     """
     run = plan_of_all.run
     folder = run.output / f"seed-{seed}"
-    run = run.model_copy(update={"seed": seed, "output": folder})
+    # What is uploaded is the best seed's model, by the run of all.
+    run = run.model_copy(update={"seed": seed, "output": folder, "push_to_hub": None})
     if not run.overwrite and (finished := _finished(run)) is not None:
         return finished
     if run.overwrite or not (folder / run_lock.FINISHED).is_file():
@@ -161,7 +162,7 @@ def _finished(run: FinetuneRun) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     scores: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    ignored = ("output", "seeds", "overwrite", "resume", "keep_models")
+    ignored = ("output", "seeds", "overwrite", "resume", "keep_models", "push_to_hub")
     before, now = (
         {key: value for key, value in tree.items() if key not in ignored}
         for tree in (scores["config"], dump(run))

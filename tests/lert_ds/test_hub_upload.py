@@ -1,6 +1,7 @@
 """Uploads: which files go, what is not in them, and what is said when they cannot."""
 
 import json
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from lert_ds import hub_upload, model_card
 from lert_ds.errors import UserError
-from lert_ds.hub_upload import push, without_places
+from lert_ds.hub_upload import push, try_push, without_places
 
 OWN = {
     *("config.json", "model.safetensors", "vocab.txt", "tokenizer.json", "tokenizer_config.json"),
@@ -113,6 +114,29 @@ def test_the_card_names_the_place_on_the_hub_unless_it_was_edited(hub: Hub, fold
     (folder / "README.md").unlink()
     push(folder, "tiny-lert")
     assert hub.files["README.md"].decode("utf-8") == card
+
+
+def test_a_training_makes_a_new_name_private_and_takes_one_that_is_there(
+    hub: Hub, folder: Path
+) -> None:
+    hub.is_private = False
+    push(folder, "me/x", private=None)
+    assert hub.calls == ["create me/x private=True", "upload"]
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no route"), KeyError("ours")])
+def test_a_failed_upload_fails_no_training(
+    error: Exception, hub: Hub, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        try_push(folder, "me/x")
+    assert "uploaded: https://huggingface.co/me/x" in caplog.text
+    hub.error = error
+    try_push(folder, "me/x")
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    told = warning.getMessage()
+    assert "NOT uploaded: " in told
+    assert told.endswith(f"say again: lert-ds card {folder} --push-to-hub me/x --private")
 
 
 def test_several_files_of_weights_go_all(hub: Hub, folder: Path) -> None:

@@ -68,6 +68,30 @@ def test_a_new_start_clears_what_a_run_writes_and_nothing_else(
         assert names(tmp_path / "run") == [run_lock.LOCK, "config.json", "notes.txt"]
 
 
+def test_a_finished_result_is_uploaded_once_the_processes_have_parted(
+    plan: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr(run_folder, "leave_processes", lambda: done.append("left"))
+    monkeypatch.setattr(run_folder, "join_processes", lambda _: True)
+    monkeypatch.setattr(run_folder.hub_upload, "try_push", lambda *given: done.append(given))
+    run, corpora = plan(push_to_hub="me/x")
+    with run_folder.prepared(run, corpora):
+        pass  # stopped before its end
+    assert done == ["left"]
+    with pytest.raises(ZeroDivisionError), run_folder.prepared(run, corpora):
+        _ = 1 / 0
+    assert done == ["left"] * 2
+    with run_folder.prepared(run, corpora):
+        (run.output / "model").mkdir()
+        (run.output / run_lock.FINISHED).write_text("{}")
+    assert done == [*["left"] * 3, (run.output / "model", "me/x")]
+    with run_folder.prepared(*plan(overwrite=True)):
+        (run.output / "model").mkdir()
+        (run.output / run_lock.FINISHED).write_text("{}")
+    assert len(done) == 5
+
+
 def test_a_finished_run_is_refused_and_untouched(plan: Prepare, tmp_path: Path) -> None:
     fill(tmp_path / "run")
     (tmp_path / "run/model/config.json").write_text("{}")
@@ -130,6 +154,7 @@ def test_the_processes_part_whatever_happens(
     plan: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[str] = []
+    monkeypatch.setattr(run_folder, "join_processes", lambda _: True)
     monkeypatch.setattr(run_folder, "leave_processes", lambda: left.append("left"))
     with pytest.raises(RuntimeError, match="in training"), run_folder.prepared(*plan()):
         raise RuntimeError("in training")
