@@ -20,6 +20,7 @@ _BY_LAST_WORD = {
     "perplexity": _LOSS,
     "accuracy": "Accuracy",
     "f1": "F1",
+    "em": "Exact match",
     "agreement": "Agreement with the teacher",
     "kl": "Agreement with the teacher",
     "weight": "Task weights (LIP)",

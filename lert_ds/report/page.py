@@ -7,7 +7,7 @@ that a configuration from a stranger is shown and never executed.
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from html import escape
@@ -17,8 +17,12 @@ from typing import Any
 from lert_ds import __version__
 from lert_ds.report.benchmark_section import Benchmark, benchmark_section
 from lert_ds.report.curves import MAX_EVENTS, is_exact, payload, sections
+from lert_ds.report.finetune_results import Finetune
+from lert_ds.report.html_pieces import UNKNOWN, html_section, html_table, run_heads, swatch
 from lert_ds.report.metrics import Event
 from lert_ds.report.runs import Run
+from lert_ds.report.scoreboard import scoreboard
+from lert_ds.report.scoreboard_text import scoreboard_section
 from lert_ds.report.summary import (
     count,
     differences,
@@ -32,15 +36,16 @@ from lert_ds.report.summary import (
 GENERATOR = '<meta name="generator" content="lert-ds report">'
 """Tells a page of ours from any other file: what may be written over."""
 
-COLOURS = 8
-"""In the palette; the ninth run has the colour of the first."""
-
 _TEMPLATES = Path(__file__).parent / "templates"
-_UNKNOWN = '<span class="dim">–</span>'
 
 
-def page(runs: Sequence[Run], title: str, benchmarks: Sequence[Benchmark] = ()) -> str:
-    """Return the page of `runs` and `benchmarks`, in their order, as HTML."""
+def page(
+    runs: Sequence[Run],
+    title: str,
+    benchmarks: Sequence[Benchmark] = (),
+    finetunes: Sequence[Finetune] = (),
+) -> str:
+    """Return the page of `runs`, `benchmarks` and `finetunes`, in their order, as HTML."""
     summaries = [summarize(run) for run in runs]
     script, style = _template("report.js"), _template("report.css")
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -49,23 +54,25 @@ def page(runs: Sequence[Run], title: str, benchmarks: Sequence[Benchmark] = ()) 
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    what = _counted(len(runs), "run") if runs else _counted(len(benchmarks), "benchmark")
+    counts = {"fine-tuning": len(finetunes), "run": len(runs), "benchmark": len(benchmarks)}
+    what = ", ".join(_counted(number, name) for name, number in counts.items() if number)
     body = [
         f"<header><h1>{escape(title)}</h1>",
         f'<p class="dim">{what} · written {now} by lert-ds {escape(__version__)}</p></header>',
+        *([scoreboard_section(scoreboard(finetunes))] if finetunes else []),
         *map(benchmark_section, benchmarks),
     ]
     if runs:
         body += [
             _notes(runs),
             '<div class="pair">',
-            _section("Runs", _facts(summaries), "facts"),
-            _section("Final and best values", _results(summaries), "results"),
+            html_section("Runs", _facts(summaries), "facts"),
+            html_section("Final and best values", _results(summaries), "results"),
             "</div>",
             _toolbar(runs),
             _charts(runs),
-            _section("Configuration", _configuration(runs), "configuration"),
-            _section("Events", _events(runs), "events"),
+            html_section("Configuration", _configuration(runs), "configuration"),
+            html_section("Events", _events(runs), "events"),
             f'<script type="application/json" id="data">{inline_json(payload(runs))}</script>',
             f"<script>{script}</script>",
         ]
@@ -100,35 +107,6 @@ def _template(name: str) -> str:
     return "\n".join(line for line in lines if line and not line.startswith(("//", "/* ")))
 
 
-def _section(title: str, content: str, name: str) -> str:
-    return f'<section id="{name}"><h2>{title}</h2>\n{content}</section>' if content else ""
-
-
-def _swatch(place: int) -> str:
-    return f'<i class="swatch c{place % COLOURS}"></i>'
-
-
-def _run_heads(names: Iterable[str], columns: int = 1) -> str:
-    span = f' colspan="{columns}"' if columns > 1 else ""
-    return "".join(
-        f'<th scope="col"{span}>{_swatch(place)}{escape(name)}</th>'
-        for place, name in enumerate(names)
-    )
-
-
-def _table(heads: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], kind: str = "") -> str:
-    """Return a table of HTML cells: `heads` are rows of `<th>`, each row has a name and cells."""
-    head = "".join(f"<tr>{row}</tr>" for row in heads)
-    body = "\n".join(
-        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-        for name, cells in rows
-    )
-    return (
-        f'<div class="scroll"><table class="{kind}"><thead>{head}</thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
 def _notes(runs: Sequence[Run]) -> str:
     items = "".join(
         f"<li><b>{escape(run.name)}</b>: {escape(note)}</li>" for run in runs for note in run.notes
@@ -140,10 +118,10 @@ def _facts(summaries: Sequence[Mapping[str, Any]]) -> str:
     rows: dict[str, list[str]] = {}
     for summary in summaries:
         for name, text in _facts_of(summary).items():
-            rows.setdefault(name, []).append(escape(text) if text else _UNKNOWN)
-    known = [(name, cells) for name, cells in rows.items() if set(cells) != {_UNKNOWN}]
-    heads = f"<td></td>{_run_heads(str(summary['name']) for summary in summaries)}"
-    return _table([heads], known, "numbers")
+            rows.setdefault(name, []).append(escape(text) if text else UNKNOWN)
+    known = [(name, cells) for name, cells in rows.items() if set(cells) != {UNKNOWN}]
+    heads = f"<td></td>{run_heads(str(summary['name']) for summary in summaries)}"
+    return html_table([heads], known, "numbers")
 
 
 def _facts_of(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -187,8 +165,8 @@ def _results(summaries: Sequence[Mapping[str, Any]]) -> str:
         return ""
     columns = '<th scope="col">train</th><th scope="col">held-out</th><th scope="col">best</th>'
     names = [str(summary["name"]) for summary in summaries]
-    heads = [f"<td></td>{_run_heads(names, 3)}", f"<td></td>{columns * len(names)}"]
-    return _table(heads, rows, "numbers results")
+    heads = [f"<td></td>{run_heads(names, 3)}", f"<td></td>{columns * len(names)}"]
+    return html_table(heads, rows, "numbers results")
 
 
 def _result_row(
@@ -200,10 +178,10 @@ def _result_row(
     cells = []
     for value in values:
         train, held = value.get("train"), value.get(kind)
-        cells.append(short_number(train["final"]) if train else _UNKNOWN)
-        cells.append(short_number(held["final"]) if held else _UNKNOWN)
+        cells.append(short_number(train["final"]) if train else UNKNOWN)
+        cells.append(short_number(held["final"]) if held else UNKNOWN)
         if held is None:
-            cells.append(_UNKNOWN)
+            cells.append(UNKNOWN)
             continue
         wins = len(bests) > 1 and sign * held["best"] == max(bests)
         best = short_number(held["best"])
@@ -222,7 +200,7 @@ def _result_row(
 def _toolbar(runs: Sequence[Run]) -> str:
     chips = "".join(
         f'<button type="button" class="chip" data-run="{place}" aria-pressed="true">'
-        f"{_swatch(place)}{escape(run.name)}</button>"
+        f"{swatch(place)}{escape(run.name)}</button>"
         for place, run in enumerate(runs)
     )
     return (
@@ -262,18 +240,18 @@ def _configuration(runs: Sequence[Run]) -> str:
     parts = []
     if len(runs) > 1:
         rows = [
-            (escape(key), [_UNKNOWN if text is None else escape(text) for text in values])
+            (escape(key), [UNKNOWN if text is None else escape(text) for text in values])
             for key, values in differences([run.config for run in runs]).items()
         ]
-        heads = f"<td></td>{_run_heads(run.name for run in runs)}"
+        heads = f"<td></td>{run_heads(run.name for run in runs)}"
         same = '<p class="dim">The configurations do not differ.</p>'
-        parts.append(_table([heads], rows, "config") if rows else same)
+        parts.append(html_table([heads], rows, "config") if rows else same)
     for place, run in enumerate(runs):
         flat = flatten(run.config)
         if flat:
             rows = [(escape(key), [escape(text)]) for key, text in flat.items()]
-            summary = f"{_swatch(place)}{escape(run.name)}: all {len(flat)} keys"
-            table = _table([], rows, "config")
+            summary = f"{swatch(place)}{escape(run.name)}: all {len(flat)} keys"
+            table = html_table([], rows, "config")
             parts.append(f"<details><summary>{summary}</summary>{table}</details>")
     return "\n".join(parts)
 
@@ -284,21 +262,21 @@ def _events(runs: Sequence[Run]) -> str:
         if not run.metrics.events:
             continue
         rows = [
-            (_UNKNOWN if event.step is None else count(event.step), _event_cells(event, run))
+            (UNKNOWN if event.step is None else count(event.step), _event_cells(event, run))
             for event in run.metrics.events[:MAX_EVENTS]
         ]
         more = len(run.metrics.events) - len(rows)
         rest = f'<p class="dim">{more:,} more in {escape(str(run.folder))}</p>' if more else ""
         heads = '<th scope="col">Step</th><th scope="col">After</th><th scope="col">Event</th>'
         opened = " open" if len(run.metrics.events) <= 20 else ""
-        summary = f"{_swatch(place)}{escape(run.name)}: {len(run.metrics.events):,}"
-        table = _table([heads], rows, "event")
+        summary = f"{swatch(place)}{escape(run.name)}: {len(run.metrics.events):,}"
+        table = html_table([heads], rows, "event")
         parts.append(f"<details{opened}><summary>{summary}</summary>{table}{rest}</details>")
     return "\n".join(parts)
 
 
 def _event_cells(event: Event, run: Run) -> list[str]:
-    since = _UNKNOWN
+    since = UNKNOWN
     if event.time is not None and run.metrics.started is not None:
         since = duration(event.time - run.metrics.started)
     return [since, escape(event.message)]

@@ -7,7 +7,7 @@ and `model/run.json`.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from lert_ds.errors import UserError
@@ -53,7 +53,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     for place, folder in enumerate(resolved):
         if folder in resolved[:place]:
             raise UserError(f"{folders[place]}: the run is named twice; name each run once")
-    return [read_run(*pair) for pair in zip(folders, _names(resolved), strict=True)]
+    return [read_run(*pair) for pair in zip(folders, telling_names(resolved), strict=True)]
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -116,10 +116,15 @@ def _baselines(summary: Mapping[str, Any], path: Path) -> dict[str, dict[str, fl
     return found
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of the paths, the same count of parts each, that tell all apart."""
+def telling_names(folders: Sequence[PurePath], least: int = 1) -> list[str]:
+    """Return the shortest ends of the paths, the same count of parts each, that tell all apart.
+
+    Args:
+        folders: Paths, or names on the hub.
+        least: Parts of an end, where a path has so many.
+    """
     deepest = max((len(folder.parts) for folder in folders), default=1)
-    for depth in range(1, deepest + 1):
+    for depth in range(least, max(least, deepest) + 1):
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
         if len(set(names)) == len(names):
             return names

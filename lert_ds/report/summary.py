@@ -19,6 +19,8 @@ _HIGHER_IS_BETTER = frozenset(
         "accuracy",
         "agreement",
         "f1",
+        "em",
+        "average",
         "precision",
         "recall",
         "match",

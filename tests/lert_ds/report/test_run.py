@@ -1,6 +1,7 @@
 """`lert-ds report`: where the page goes, what is printed, what is refused and left untouched."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,48 @@ def test_a_lone_surrogate_does_not_stop_the_page(tmp_path: Path) -> None:
     (run / "config.json").write_text('{"key": "\\ud800"}')
     report(run)
     assert (run / "report.html").stat().st_size > 1000
+
+
+def test_a_fine_tuning_is_on_the_page_with_the_curves_of_its_seeds(
+    tmp_path: Path,
+    write_finetune: Callable[..., Path],
+    write_seed: Callable[[Path, int], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = write_finetune(tmp_path / "finetune-ocnli")
+    write_seed(folder, 1)
+    report(folder)
+    html = (folder / "report.html").read_text("utf-8")
+    assert "<title>finetune-ocnli</title>" in html
+    assert "1 fine-tuning, 1 run" in html
+    assert "<b>75.0 (72.0)</b>" in html
+    assert 'data-metric="accuracy"' in html
+    capsys.readouterr()
+    report(folder, "--json")
+    *_, told = json.loads(capsys.readouterr().out)
+    assert (told["name"], told["task"]) == ("finetune-ocnli", "ocnli")
+
+
+def test_markdown_by_the_suffix(
+    tmp_path: Path, write_finetune: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_finetune(tmp_path / "runs" / "a")
+    write_finetune(tmp_path / "runs" / "b", "tnews")
+    output = tmp_path / "results.md"
+    report(tmp_path / "runs", "--output", output)
+    before = output.read_text("utf-8")
+    assert "| OCNLI dev<br>accuracy |" in before
+    report(tmp_path / "runs", "--output", output)  # a file of ours is replaced
+    assert output.read_text("utf-8") == before
+    output.write_text("# My notes\n", "utf-8")
+    assert "it exists and is no page" in refusal(capsys, tmp_path / "runs", "--output", output)
+    assert output.read_text("utf-8") == "# My notes\n"
+
+
+def test_markdown_of_curves_alone_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "a")
+    error = refusal(capsys, run, "--output", tmp_path / "x.md")
+    assert "Markdown takes the tables of fine-tunings" in error
+    assert not (tmp_path / "x.md").exists()
