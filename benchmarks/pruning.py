@@ -44,6 +44,7 @@ from lert_ds.vocabulary_view import in_vocabulary_of
 from prune.benchmark.columns import find_columns
 from prune.benchmark.quality import UNKNOWN_SHARE, HeldOut
 from prune.importance import scoring
+from prune.importance.rows import masked_rows
 from prune.importance.scoring import ScoringConfig
 from prune.prune_config import PruneRun
 from prune.run import prune
@@ -175,7 +176,7 @@ def cost_rows(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str,
 
     def score(method: str) -> None:
         settings = parse(ScoringConfig, {"method": method}, "benchmark")
-        scoring.score(model, batches, settings, tasks)
+        scoring.score(model, batches, settings, masked_rows(tasks))
 
     def seconds(work: Callable[[], None]) -> float:
         started = time.process_time()

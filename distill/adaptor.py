@@ -1,10 +1,10 @@
 """What a distillation asks of a kind of model and its data: TextBrewer's adaptor, typed.
 
-`PretrainingAdaptor` is that of masked batches through the heads of LERT. A fine-tuned teacher and
-the data of a task need another class with these methods, and nothing else.
+`PretrainingAdaptor` is that of masked batches through the heads of LERT; `task_adaptor.py` has that
+of a fine-tuned model and a task's batches.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -18,13 +18,13 @@ Logits = dict[str, Tensor]
 
 
 class Adaptor(Protocol):
-    """From models and batches to what the losses take."""
+    """From models and batches, each kind its own, to what the losses take."""
 
-    def logits(self, model: nn.Module, batch: Batch) -> Logits:
+    def logits(self, model: nn.Module, batch: Any) -> Logits:
         """Run a model and return the logits of its heads."""
         ...
 
-    def labels(self, batch: Batch) -> dict[str, Tensor]:
+    def labels(self, batch: Any) -> dict[str, Tensor]:
         """Return the labels by head: int64 [rows], below 0 where unknown."""
         ...
 
@@ -35,7 +35,7 @@ class Adaptor(Protocol):
         """
         ...
 
-    def hard_loss(self, logits: Logits, batch: Batch, *, step: int, evaluating: bool) -> StepOutput:
+    def hard_loss(self, logits: Logits, batch: Any, *, step: int, evaluating: bool) -> StepOutput:
         """Return the loss on the labels, and its metrics."""
         ...
 

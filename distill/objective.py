@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from distill.adaptor import Adaptor, Logits
 from distill.distillation_config import DistillationConfig, MatchConfig
 from distill.features import Taps, tap_feature
 from distill.teacher import Teacher
 from distill.textbrewer_losses import Float32Out, compute_only, weight_at
-from lert_ds.modeling_lert import LertForPreTraining
-from lert_ds.objective import Batch, Metrics, StepOutput, metric
+from lert_ds.objective import AnyBatch, Metrics, StepOutput, metric
 from lert_ds.train.optim import ParameterOptions
 
 
@@ -39,7 +39,7 @@ class DistillationObjective(nn.Module):
 
     def __init__(
         self,
-        student: LertForPreTraining,
+        student: PreTrainedModel,
         teachers: Sequence[Teacher],
         config: DistillationConfig,
         adaptor: Adaptor,
@@ -95,7 +95,7 @@ class DistillationObjective(nn.Module):
             if options
         }
 
-    def forward(self, batch: Batch, *, step: int) -> StepOutput:
+    def forward(self, batch: AnyBatch, *, step: int) -> StepOutput:
         """Return the loss and the metrics of one micro-batch at optimizer step `step`, from 0.
 
         A batch without a masked position adds exactly 0 to KD and to the loss on the labels; every
@@ -114,7 +114,7 @@ class DistillationObjective(nn.Module):
             if evaluating:
                 metrics |= self._agreement(logits, taught, step)
             if self._labels_only:
-                return StepOutput(loss, metrics)
+                return StepOutput(loss, metrics, hard.answers)
             metrics["hard/loss"] = metrics["loss"]
             loss = self._at(step, "hard_label_weight") * loss
             distance, distances = self._distance(logits, taught, batch, step)
@@ -123,14 +123,14 @@ class DistillationObjective(nn.Module):
             loss = loss + gap
             metrics |= distances | gaps
             metrics["loss"] = metric(loss, loss.new_ones(()))
-        return StepOutput(loss, metrics)
+        return StepOutput(loss, metrics, hard.answers)
 
     def summary(self, values: dict[str, float]) -> dict[str, float]:
         """Return what the adaptor makes of reduced metrics."""
         return self._adaptor.summary(values)
 
     @torch.no_grad()
-    def _ask(self, number: int, batch: Batch) -> tuple[Logits, dict[str, Any]]:
+    def _ask(self, number: int, batch: AnyBatch) -> tuple[Logits, dict[str, Any]]:
         """Return a teacher's logits and features."""
         logits = self._adaptor.logits(self._teachers[number].model, batch)
         return logits, self._matchings[number].taps.take(batch.attention_mask)
@@ -139,7 +139,7 @@ class DistillationObjective(nn.Module):
         return weight_at(self._config, name, step / self._total_steps)
 
     def _distance(
-        self, logits: Logits, taught: Sequence[Logits], batch: Batch, step: int
+        self, logits: Logits, taught: Sequence[Logits], batch: AnyBatch, step: int
     ) -> tuple[Tensor | float, Metrics]:
         """Return KD over heads and teachers, weighed, and what it is by head."""
         labels = self._adaptor.labels(batch)
@@ -172,7 +172,7 @@ class DistillationObjective(nn.Module):
         return found
 
     def _gap(
-        self, features: Mapping[str, Any], taught: Sequence[Mapping[str, Any]], batch: Batch
+        self, features: Mapping[str, Any], taught: Sequence[Mapping[str, Any]], batch: AnyBatch
     ) -> tuple[Tensor | float, Metrics]:
         """Return the matches' losses, weighed and added, and their means by kind of loss."""
         mask = batch.attention_mask

@@ -1,7 +1,8 @@
-"""`lert-ds distill`: a teacher folder and a corpus to a student folder, task-agnostic.
+"""`lert-ds distill`: a teacher folder and a corpus, or a task, to a student folder.
 
-Read with `objective.py` (the loss), `matches.py` (what of it a configuration can say), `student.py`
-(the student's shape and first weights) and `lert_ds/training.py` (what every training shares).
+Read with `subjects.py` (what differs between the two), `objective.py` (the loss), `matches.py`
+(what of it a configuration can say), `student.py` (the student's shape and first weights) and
+`lert_ds/training.py` (what every training shares).
 """
 
 import argparse
@@ -13,28 +14,20 @@ from typing import Annotated, Self
 
 import torch
 from pydantic import Field, model_validator
+from transformers import PreTrainedModel
 
-from distill.adaptor import PretrainingAdaptor
 from distill.distillation_config import DistillationConfig
 from distill.matches import check_weights, describe_matches, resolve
 from distill.objective import DistillationObjective
-from distill.student import StudentConfig, make_student, student_shape
-from distill.teacher import (
-    Teacher,
-    TeacherPrecision,
-    check_teacher,
-    load_teacher,
-    place_teacher,
-    teacher_lines,
-)
+from distill.student import StudentConfig, make_student
+from distill.subjects import OnCorpus, OnTask, Subject
+from distill.teacher import Teacher, TeacherPrecision, load_teacher, place_teacher
 from lert_ds import arithmetic, cli, distributed, model_dir, run_folder, training, training_run
-from lert_ds.config import Names
+from lert_ds.config import Names, Paths
 from lert_ds.configuration_lert import LertConfig
-from lert_ds.corpora import Corpora
 from lert_ds.errors import ConfigError
-from lert_ds.labels import TagSets
-from lert_ds.modeling_lert import LertForPreTraining
-from lert_ds.pretraining_objective import LertLoss, LipConfig, train_heads
+from lert_ds.finetune.settings import TaskConfig
+from lert_ds.pretraining_objective import LipConfig
 from lert_ds.train.engine import device
 from lert_ds.training_data import DataFacts
 
@@ -44,6 +37,10 @@ logger = logging.getLogger(__name__)
 class TaughtRun(training_run.CorpusRun):
     """The keys that every training with a teacher has."""
 
+    corpus: Paths = ()
+    """Corpus folder, or a list of them, to train on."""
+    task: TaskConfig | None = None
+    """A task to train on, in the place of a corpus: the teacher is a model fine-tuned for it."""
     teacher: Names = ()
     """Model folders or hub names to learn from, one or a list of them."""
     teacher_weights: Annotated[tuple[float, ...], Field(strict=False)] = ()
@@ -56,6 +53,16 @@ class TaughtRun(training_run.CorpusRun):
     """What is learnt from the teacher: TextBrewer's configuration, and what LERT adds to it."""
     lip: LipConfig = LipConfig()
     """Linguistic tasks, and how their weights grow."""
+
+    @model_validator(mode="after")
+    def _check_data(self) -> Self:
+        if bool(self.corpus) == (self.task is not None):
+            raise ValueError(
+                "corpus and task are both given; keep one of them"
+                if self.corpus
+                else "corpus is missing; name a corpus folder, or a task to distil on"
+            )
+        return self
 
 
 class DistillRun(TaughtRun):
@@ -93,7 +100,7 @@ class _Plan:
 
     run: DistillRun
     """With explicit matches, and the tasks that the corpus has tags for."""
-    facts: DataFacts
+    subject: Subject
     teachers: Sequence[LertConfig]
     student: LertConfig
     numbers: training_run.Arithmetic
@@ -112,37 +119,33 @@ def run(arguments: argparse.Namespace) -> None:
 def start(config: DistillRun, arguments: argparse.Namespace) -> None:
     """Distil, or with --dry-run say what that would take."""
     if not arguments.dry_run:
-        distill(config, training_run.open_corpora(config))
+        distill(config)
         return
     processes = arguments.processes or distributed.world_size()
-    if any(folder.exists() for folder in config.corpus):
-        corpora = _in_its_vocabulary(config, training_run.open_corpora(config))
-        plan = _plan(config, corpora.facts, corpora.tokenizer_folder, processes)
-    else:
-        facts = DataFacts.assumed(config.student.positions)
-        pieces = model_dir.read_config(config.teacher[0]).vocab_size
-        facts = dataclasses.replace(facts, vocabulary_size=pieces)
-        plan = _plan(config, facts, None, processes)
+    plan = _plan(config, processes, ahead=True)
     cli.print_config(plan.run)
     print(_explain(plan, processes))  # noqa: T201
 
 
-def distill(config: DistillRun, corpora: Corpora) -> None:
+def distill(config: DistillRun) -> None:
     """Train the student and write its model folder; every process must call it.
 
     Raises:
         UserError: something does not fit; nothing has been changed then.
     """
     processes = distributed.world_size()
-    corpora = _in_its_vocabulary(config, corpora)
-    plan = _plan(config, corpora.facts, corpora.tokenizer_folder, processes)
-    config = plan.run
-    models = [load_teacher(source, corpora.tokenizer_folder) for source in config.teacher]
+    plan = _plan(config, processes)
+    config, subject = plan.run, plan.subject
+    data = subject.data
+    models = [
+        load_teacher(source, data.tokenizer_folder, subject.model_class)
+        for source in config.teacher
+    ]
     torch.manual_seed(config.seed)  # the same first weights on every process
     student = make_student(config.student, plan.student, models[0])
     training.set_up_model(config, student)
-    train_heads(student, config.lip.tasks)
-    with run_folder.prepared(config, corpora) as peers:
+    subject.prepare(student)
+    with run_folder.prepared(config, data) as peers:
         logger.info(_explain(plan, processes))
         teachers = [
             Teacher(source, _place(config, model), weight)
@@ -150,36 +153,60 @@ def distill(config: DistillRun, corpora: Corpora) -> None:
                 config.teacher, models, config.weights_of_teachers(), strict=True
             )
         ]
-        loss = LertLoss(config.lip, config.train.steps)
         objective = DistillationObjective(
             student,
             teachers,
             config.distillation,
-            PretrainingAdaptor(loss, _asked_tasks(config)),
+            subject.adaptor(config.train.steps),
             config.train.steps,
             labels_only=config.labels_only,
         )
         trained = training.fit(
             config,
             objective,
-            corpora,
+            data,
             plan.numbers,
             peers,
+            best_by=subject.best_by,
             options=objective.parameter_options(config.train.learning_rate),
-            lines=_lines(config, corpora, teachers, plan.numbers.micro_batch_size),
+            lines=subject.teacher_lines(teachers, plan.numbers.micro_batch_size),
         )
         if trained is not None and distributed.is_main():
-            training.write_model(config, corpora, student.config, trained, prefix="student")
+            training.write_model(
+                config, data, student.config, trained, prefix="student", cls=type(student)
+            )
         distributed.barrier()
 
 
-def _in_its_vocabulary(config: DistillRun, corpora: Corpora) -> Corpora:
-    """Return the corpora in the vocabulary of the student, where that is a pruned one."""
-    given = config.student.model
-    return corpora if given is None else corpora.in_vocabulary_of(given)
+def open_subject(config: DistillRun, *, ahead: bool = False) -> Subject:
+    """Return what a distillation is about, in the vocabulary of its student.
+
+    Args:
+        config: The distillation.
+        ahead: Plan with what is known where the corpus is not there yet.
+
+    Raises:
+        UserError: a file or folder of the data is missing or wrong.
+    """
+    if config.task is not None:
+        return OnTask.open(config.task, config.student.model or config.teacher[0])
+    if ahead and not any(folder.exists() for folder in config.corpus):
+        pieces = model_dir.read_config(config.teacher[0]).vocab_size
+        facts = DataFacts.assumed(config.student.positions)
+        facts, corpora = dataclasses.replace(facts, vocabulary_size=pieces), None
+    else:
+        corpora = training_run.open_corpora(config)
+        if config.student.model is not None:  # its vocabulary may have been pruned
+            corpora = corpora.in_vocabulary_of(config.student.model)
+        facts = corpora.facts
+    tasks = tuple(task for task in config.lip.tasks if facts.tag_sets[task])
+    if left := [task for task in config.lip.tasks if task not in tasks]:
+        logger.warning("%s: no tags for %s", config.corpus[0], ", ".join(left))
+    lip = config.lip.model_copy(update={"tasks": tasks})
+    return OnCorpus(facts, corpora, lip, _asked_tasks(config.distillation, tasks))
 
 
-def _place(config: DistillRun, model: LertForPreTraining) -> LertForPreTraining:
+def _place(config: DistillRun, model: PreTrainedModel) -> PreTrainedModel:
     placed = place_teacher(
         model, device(), config.teacher_precision, partitioned=config.teacher_partitioned
     )
@@ -188,63 +215,52 @@ def _place(config: DistillRun, model: LertForPreTraining) -> LertForPreTraining:
     return placed
 
 
-def _asked_tasks(config: DistillRun) -> dict[str, float]:
+def _asked_tasks(config: DistillationConfig, tasks: Sequence[str]) -> dict[str, float]:
     """Return the linguistic tasks that the teachers are asked about, with their weights."""
-    weights = {task: float(getattr(config.distillation, task)) for task in config.lip.tasks}
+    weights = {task: float(getattr(config, task)) for task in tasks}
     return {task: weight for task, weight in weights.items() if weight}
 
 
-def _lines(
-    config: DistillRun, corpora: Corpora, teachers: Sequence[Teacher], micro_batch_size: int
-) -> dict[str, dict[str, float]]:
-    if corpora.valid is None:
-        return {}
-    batches = [corpora.evaluation(micro_batch_size) for _ in teachers]
-    tag_sets: TagSets = {str(task): corpora.train.tag_sets[task] for task in config.lip.tasks}
-    return teacher_lines(teachers, batches, tag_sets)
-
-
-def _plan(config: DistillRun, facts: DataFacts, tokenizer: Path | None, processes: int) -> _Plan:
+def _plan(config: DistillRun, processes: int, *, ahead: bool = False) -> _Plan:
     """Return the run resolved, having checked all that can be before a weight is read.
 
     Raises:
         UserError: something does not fit.
     """
-    config = training_run.with_steps(config, facts.instances)
     check_weights(config.distillation, config.labels_only)
-    tasks = tuple(task for task in config.lip.tasks if facts.tag_sets[task])
-    if left := [task for task in config.lip.tasks if task not in tasks]:
-        logger.warning("%s: no tags for %s", config.corpus[0], ", ".join(left))
-    config = config.model_copy(update={"lip": config.lip.model_copy(update={"tasks": tasks})})
-    teachers = [
-        check_teacher(source, facts, tokenizer, _asked_tasks(config)) for source in config.teacher
-    ]
+    subject = open_subject(config, ahead=ahead)
+    facts = subject.facts
+    config = training_run.with_steps(config, facts.instances)
+    if isinstance(subject, OnCorpus):
+        config = config.model_copy(update={"lip": subject.lip})
+    teachers = [subject.check_teacher(source) for source in config.teacher]
     _check_given_student(config)
-    student = student_shape(config.student, teachers[0], facts, tasks)
+    student = subject.student_shape(config.student, teachers[0])
     if facts.length > student.max_position_embeddings:
         raise ConfigError(
-            f"{config.corpus[0]}: instances of {facts.length} tokens, but the student has "
-            f"{student.max_position_embeddings} positions; set student.positions={facts.length}"
+            f"{config.corpus[0] if config.corpus else 'task'}: instances of {facts.length} tokens, "
+            f"but the student has {student.max_position_embeddings} positions; set "
+            f"student.positions={facts.length}"
         )
     distillation = resolve(config.distillation, student, teachers)
     config = config.model_copy(update={"distillation": distillation})
+    masked_share = config.masked_share(facts.length) if config.task is None else 0.0
     numbers = training_run.work_out(
         config,
         student,
-        model_dir.count_parameters(student),
+        model_dir.count_parameters(student, subject.model_class),
         facts.length,
         processes,
-        config.masked_share(facts.length),
+        masked_share,
     )
     forward = sum(
-        arithmetic.flops_per_token(training_run.shape_of(one), facts.length, numbers.masked_share)
-        / 3
+        arithmetic.flops_per_token(training_run.shape_of(one), facts.length, masked_share) / 3
         for one in teachers
     )  # a forward is a third of a training step
     if not config.labels_only:
         flops = numbers.flops_per_token + forward
         numbers = dataclasses.replace(numbers, flops_per_token=flops)
-    return _Plan(config, facts, teachers, student, numbers)
+    return _Plan(config, subject, teachers, student, numbers)
 
 
 def _check_given_student(config: DistillRun) -> None:
@@ -261,11 +277,11 @@ def _check_given_student(config: DistillRun) -> None:
 
 def _explain(plan: _Plan, processes: int) -> str:
     config = plan.run
-    rows = [training_run.explain(config, plan.numbers, plan.facts, processes)]
+    rows = [training_run.explain(config, plan.numbers, plan.subject.facts, processes)]
     for source, shape, weight in zip(
         config.teacher, plan.teachers, config.weights_of_teachers(), strict=True
     ):
-        parameters = model_dir.count_parameters(shape)
+        parameters = model_dir.count_parameters(shape, plan.subject.model_class)
         rows.append(
             f"{'teacher':<17} {source}: {parameters:,} parameters, "
             f"{shape.num_hidden_layers} layers of {shape.hidden_size}, weight {weight:.3g}; "

@@ -8,6 +8,7 @@ import logging
 from typing import Literal, Self
 
 from pydantic import model_validator
+from transformers import PreTrainedModel
 
 from distill.matches import layer_map
 from distill.weight_selection import select_weights
@@ -118,8 +119,8 @@ def chosen_layers(config: StudentConfig, teacher: LertConfig) -> tuple[int, ...]
 
 
 def make_student(
-    config: StudentConfig, shape: LertConfig, teacher: LertForPreTraining
-) -> LertForPreTraining:
+    config: StudentConfig, shape: LertConfig, teacher: PreTrainedModel
+) -> PreTrainedModel:
     """Return the student with its first weights, float32 and on the CPU.
 
     What is random is drawn from torch's generator: seed it alike on every process.
@@ -127,17 +128,23 @@ def make_student(
     Args:
         config: What `shape` was made of.
         shape: What `student_shape` returned for this teacher.
-        teacher: The first teacher. It is read with start=teacher only, and nothing of it is shared
-            with the student. Its weights have to be whole; give it before it is cast to bfloat16,
-            which rounds what the student takes.
+        teacher: The first teacher: the student is of its class. It is read with start=teacher only,
+            and nothing of it is shared with the student. Its weights have to be whole; give it
+            before it is cast to bfloat16, which rounds what the student takes.
 
     Raises:
         ModelError: `student.model` cannot be loaded.
     """
+    cls = type(teacher)
     if config.model is not None:
-        loaded, _ = model_dir.load(config.model, LertForPreTraining, shape.tag_sets or {})
+        loaded: PreTrainedModel
+        if cls is LertForPreTraining:
+            loaded, _ = model_dir.load(config.model, cls, shape.tag_sets or {})
+        else:
+            names = {"id2label": shape.id2label, "label2id": shape.label2id}
+            loaded, _ = model_dir.load(config.model, cls, **names)
         return loaded
-    student = LertForPreTraining(shape)
+    student = cls(shape)
     if config.start == "teacher":
         layers = chosen_layers(config, teacher.config)
         fresh = select_weights(student, teacher, layers)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from transformers import PreTrainedModel
 
 from lert_ds import model_dir
 from lert_ds.configuration_lert import LertConfig
@@ -35,7 +36,7 @@ class Teacher:
     """
 
     source: str
-    model: LertForPreTraining
+    model: PreTrainedModel
     weight: float
 
 
@@ -85,23 +86,32 @@ def _vocabulary_cut(source: str, tokenizer: Path) -> Cut:
     return Cut(pieces=None if ids is None else torch.tensor(ids))
 
 
-def load_teacher(source: str, tokenizer: Path) -> LertForPreTraining:
+def load_teacher(
+    source: str, tokenizer: Path, cls: type[PreTrainedModel] = LertForPreTraining
+) -> PreTrainedModel:
     """Return the teacher of a folder or hub name, frozen, in fp32 on the host.
 
     Args:
         source: Model folder or name on the hub.
+        cls: With the heads that it is to be asked.
         tokenizer: Folder whose tokenizer the student has; the teacher loses the pieces that it
             lacks, and says the probabilities of the others as if they were all there are.
 
     Raises:
-        ModelError: it cannot be read, or has no MLM head.
+        ModelError: it cannot be read, or lacks a head.
     """
-    model, report = model_dir.load(source, LertForPreTraining)
+    model: PreTrainedModel
+    model, report = model_dir.load(source, cls)
     missing = [name for name in report.random if not name.startswith("cls.predictions.output_")]
     if any(name.startswith("cls.") for name in missing):
         raise ModelError(
             f"{source}: the teacher has no MLM head (no weights for {missing[0]}), so it has no "
             "logits to learn from; name a model that was saved with its pre-training heads"
+        )
+    if any(name.startswith(("classifier.", "qa_outputs.")) for name in missing):
+        raise ModelError(
+            f"{source}: the teacher has no head for the task (no weights for {missing[0]}), so it "
+            "has nothing to teach; fine-tune it first"
         )
     if missing:
         raise ModelError(
@@ -115,19 +125,19 @@ def load_teacher(source: str, tokenizer: Path) -> LertForPreTraining:
 
 
 def place_teacher(
-    model: LertForPreTraining,
+    model: PreTrainedModel,
     device: torch.device,
     precision: TeacherPrecision,
     *,
     partitioned: bool,
-) -> LertForPreTraining:
+) -> PreTrainedModel:
     """Move a teacher to where it works: cast, on the device, in pieces a process where asked."""
     bf16 = precision == "bf16" or (precision == "auto" and multiplies_bf16(device))
     model = model.to(device, torch.bfloat16 if bf16 else torch.float32)
     if not partitioned:
         return model
     partitioned_model = partition_frozen(model)
-    assert isinstance(partitioned_model, LertForPreTraining)
+    assert isinstance(partitioned_model, PreTrainedModel)
     return partitioned_model
 
 
@@ -146,7 +156,7 @@ def teacher_lines(
     found: dict[str, dict[str, float]] = {}
     for number, (teacher, its_batches) in enumerate(zip(teachers, batches, strict=True), start=1):
         name = "teacher" if len(teachers) == 1 else f"teacher {number}"
-        for metric, value in evaluate(teacher.model, its_batches, tag_sets).items():
+        for metric, value in evaluate(_pretrained(teacher), its_batches, tag_sets).items():
             found.setdefault(metric, {})[name] = value
         logger.info(
             "%s %s on the held-out corpus: %s",
@@ -154,3 +164,8 @@ def teacher_lines(
             "  ".join(f"{key} {values[name]:.4g}" for key, values in found.items()),
         )  # fmt: skip
     return found
+
+
+def _pretrained(teacher: Teacher) -> LertForPreTraining:
+    assert isinstance(teacher.model, LertForPreTraining)
+    return teacher.model

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.modeling_lert import LertForPreTraining
@@ -23,14 +24,15 @@ from lert_ds.modeling_lert import LertForPreTraining
 
 @torch.no_grad()
 def select_weights(
-    student: LertForPreTraining, teacher: LertForPreTraining, layers: Sequence[int]
+    student: PreTrainedModel, teacher: PreTrainedModel, layers: Sequence[int]
 ) -> tuple[str, ...]:
     """Overwrite the weights of `student` with a copy of those chosen of `teacher`.
 
     Args:
         student: In no dimension larger than what it takes; every layer of the configuration's
             number of heads and neurons. With equal shapes and all layers it is the teacher.
-        teacher: Whole weights on any device, of any precision; pruned layers may be among them.
+        teacher: Of the same class. Whole weights on any device, of any precision; pruned layers may
+            be among them.
         layers: The layer of the teacher for each layer of the student, counted from 1.
 
     Returns:
@@ -64,6 +66,10 @@ def select_weights(
         _take(layer.output.dense, source.output.dense, hidden, neurons)
         _take(layer.output.LayerNorm, source.output.LayerNorm, hidden)
 
+    if not isinstance(student, LertForPreTraining):
+        _select_task_heads(student, teacher, hidden)
+        return ()
+    assert isinstance(teacher, LertForPreTraining)
     predictions, source_predictions = student.cls.predictions, teacher.cls.predictions
     transform, source_transform = predictions.transform, source_predictions.transform
     _take(transform.dense, source_transform.dense, hidden, hidden)
@@ -78,6 +84,14 @@ def select_weights(
         else:
             fresh.append(task)
     return tuple(fresh)
+
+
+def _select_task_heads(student: PreTrainedModel, teacher: PreTrainedModel, hidden: Tensor) -> None:
+    if student.bert.pooler is not None:
+        _take(student.bert.pooler.dense, teacher.bert.pooler.dense, hidden, hidden)
+    for name in ("classifier", "qa_outputs"):
+        if (head := getattr(student, name, None)) is not None:
+            _take(head, getattr(teacher, name), torch.arange(head.out_features), hidden)
 
 
 def evenly_spaced(count: int, total: int) -> Tensor:

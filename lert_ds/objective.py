@@ -31,6 +31,11 @@ class AnyBatch(Protocol):
         """Bool [instances, length], true at real tokens; None where nothing is padded."""
         ...
 
+    @property
+    def token_type_ids(self) -> Tensor | None:
+        """int64 [instances, length]; None for zeros."""
+        ...
+
     def to(self, device: torch.device) -> Self:
         """Return the batch on `device`."""
         ...
@@ -49,6 +54,11 @@ class Batch(NamedTuple):
     """int64 [masked]: the token that stood there."""
     tags: dict[str, Tensor]
     """Task to int64 [masked]: class of the word there, or IGNORE_INDEX."""
+
+    @property
+    def token_type_ids(self) -> None:
+        """None: an instance is one text."""
+        return
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on `device`."""

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.model_surgery import Cut, cut, expand
-from lert_ds.modeling_lert import LertForPreTraining
 from prune.importance.scores import Scores
 from prune.masks import PruningConfig, Totals, check, choose
 
@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 
 
 def prune_iteratively(
-    model: LertForPreTraining,
+    model: PreTrainedModel,
     config: PruningConfig,
-    score: Callable[[LertForPreTraining], Scores],
+    score: Callable[[PreTrainedModel], Scores],
     *,
     layers: Sequence[int] | None = None,
     expanded: bool = False,
-    refit: Callable[[LertForPreTraining, Cut], None] | None = None,
+    refit: Callable[[PreTrainedModel, Cut], None] | None = None,
 ) -> Cut:
     """Return what stays of `model`, which stays as it is.
 

@@ -12,7 +12,7 @@ layers that takes d · (2n - d + 1) / 2 passes.
 
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,9 @@ from lert_ds.errors import ConfigError
 from lert_ds.evaluation import evaluating
 from lert_ds.labels import TASKS
 from lert_ds.modeling_lert import LertForPreTraining
-from lert_ds.objective import Batch, Metrics, metric
-from lert_ds.pretraining_objective import LertLoss, LipConfig, masked_logits
+from lert_ds.objective import AnyBatch, Batch, Metrics, metric
 from lert_ds.train.metrics import MetricSums
+from prune.importance.rows import Ask, losses, masked_rows
 
 Measure = Literal["block_influence", "hidden_change", "loss_change"]
 """How much a layer matters."""
@@ -55,7 +55,7 @@ def layers_without(dropped: Sequence[int], count: int) -> tuple[int, ...]:
 
 
 def choose_layers(
-    model: PreTrainedModel, batches: Sequence[Batch], drop: int, by: Measure
+    model: PreTrainedModel, batches: Sequence[Any], drop: int, by: Measure, ask: Ask | None = None
 ) -> tuple[int, ...]:
     """Return the layers that stay, from 0, when the `drop` layers that matter least go.
 
@@ -66,18 +66,19 @@ def choose_layers(
         batches: Text of this process, on any device; read once a pass.
         drop: How many layers go, 0 or more.
         by: How much a layer matters.
+        ask: What a batch asks of the model; by default masked words and the tags that there are.
 
     Raises:
         ConfigError: no layer would be left, there is no text, or `loss_change` is asked of a model
-            without the heads of pre-training.
+            without heads.
     """
     count = model.config.num_hidden_layers
-    gone = drop_order(model, batches, drop, by)
+    gone = drop_order(model, batches, drop, by, ask)
     return tuple(number for number in range(count) if number not in gone)
 
 
 def drop_order(
-    model: PreTrainedModel, batches: Sequence[Batch], drop: int, by: Measure
+    model: PreTrainedModel, batches: Sequence[Any], drop: int, by: Measure, ask: Ask | None = None
 ) -> list[int]:
     """Return the `drop` layers that matter least, from 0, those that go first first.
 
@@ -85,11 +86,11 @@ def drop_order(
     """
     check_count(drop, model.config.num_hidden_layers)
     if by == "block_influence":
-        scores = measure_layers(model, batches, by) if drop else {}
+        scores = measure_layers(model, batches, by, ask=ask) if drop else {}
         return sorted(scores, key=scores.__getitem__)[:drop]
     gone: list[int] = []
     for _ in range(drop):
-        scores = measure_layers(model, batches, by, gone)
+        scores = measure_layers(model, batches, by, gone, ask)
         gone.append(min(scores, key=scores.__getitem__))
     return gone
 
@@ -106,7 +107,11 @@ def check_count(drop: int, count: int) -> None:
 
 @torch.no_grad()
 def measure_layers(
-    model: PreTrainedModel, batches: Sequence[Batch], by: Measure, gone: Collection[int] = ()
+    model: PreTrainedModel,
+    batches: Sequence[Any],
+    by: Measure,
+    gone: Collection[int] = (),
+    ask: Ask | None = None,
 ) -> dict[int, float]:
     """Return how much each layer that is not `gone` matters: its number, from 0, to its score.
 
@@ -117,12 +122,13 @@ def measure_layers(
         batches: The same.
         by: The same.
         gone: Layers to leave out of every pass; the whole model stays what is compared with.
+        ask: As in `choose_layers`.
 
     Raises:
         ConfigError: as `choose_layers` does.
     """
     present = [number for number in range(model.config.num_hidden_layers) if number not in gone]
-    if by == "loss_change" and not isinstance(model, LertForPreTraining):
+    if by == "loss_change" and ask is None and not isinstance(model, LertForPreTraining):
         raise ConfigError(
             "loss_change: this model has no heads of pre-training to take a loss of; "
             "measure layers by hidden_change"
@@ -136,8 +142,7 @@ def measure_layers(
             elif by == "hidden_change":
                 sums.add(_hidden_changes(model, here, gone, present))
             else:
-                assert isinstance(model, LertForPreTraining)
-                sums.add(_losses(model, here, gone, present))
+                sums.add(_losses(model, here, gone, present, ask or _masked(model, here)))
     values = sums.reduce()
     if not values:
         raise ConfigError(
@@ -152,21 +157,28 @@ def measure_layers(
     }
 
 
-def _influences(model: PreTrainedModel, batch: Batch, gone: Collection[int]) -> Metrics:
+def _influences(model: PreTrainedModel, batch: AnyBatch, gone: Collection[int]) -> Metrics:
     with _without(model, gone) as layers:
         states = model.base_model(
-            batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True
+            batch.input_ids,
+            attention_mask=batch.attention_mask,
+            token_type_ids=batch.token_type_ids,
+            output_hidden_states=True,
         ).hidden_states
     pairs = zip(layers, states[:-1], states[1:], strict=True)
     return {str(number): _distance(before, after, batch) for number, before, after in pairs}
 
 
 def _hidden_changes(
-    model: PreTrainedModel, batch: Batch, gone: Collection[int], present: Sequence[int]
+    model: PreTrainedModel, batch: AnyBatch, gone: Collection[int], present: Sequence[int]
 ) -> Metrics:
     def last_state(skipped: Collection[int]) -> Tensor:
         with _without(model, skipped):
-            encoded = model.base_model(batch.input_ids, attention_mask=batch.attention_mask)
+            encoded = model.base_model(
+                batch.input_ids,
+                attention_mask=batch.attention_mask,
+                token_type_ids=batch.token_type_ids,
+            )
         state: Tensor = encoded.last_hidden_state
         return state
 
@@ -174,25 +186,27 @@ def _hidden_changes(
     return {str(number): _distance(whole, last_state({*gone, number}), batch) for number in present}
 
 
+def _masked(model: PreTrainedModel, batch: Batch) -> Ask:
+    """Return what asks for masked words and those of their tags that model and batch have."""
+    tasks = (task for task in TASKS if task in model.config.tasks and task in batch.tags)
+    return masked_rows(tuple(tasks))
+
+
 def _losses(
-    model: LertForPreTraining, batch: Batch, gone: Collection[int], present: Sequence[int]
+    model: PreTrainedModel, batch: Any, gone: Collection[int], present: Sequence[int], ask: Ask
 ) -> Metrics:
-    tasks = tuple(task for task in TASKS if task in model.config.tasks and task in batch.tags)
-    lert_loss = LertLoss(LipConfig(tasks=tasks), total_steps=1)
-
-    def losses(skipped: Collection[int], name: str) -> Metrics:
+    def losses_without(skipped: Collection[int], name: str) -> Metrics:
         with _without(model, skipped):
-            logits = masked_logits(model, batch)
-        metrics = lert_loss(logits, batch, step=0, evaluating=False).metrics
-        return {f"{name} {head}": metrics[f"{head}/loss"] for head in ("mlm", *tasks)}
+            found = losses(ask(model, batch))
+        return {f"{name} {head}": pair for head, pair in found.items()}
 
-    found = losses((), "whole")
+    found = losses_without((), "whole")
     for number in present:
-        found |= losses({*gone, number}, str(number))
+        found |= losses_without({*gone, number}, str(number))
     return found
 
 
-def _distance(one: Tensor, other: Tensor, batch: Batch) -> Tensor:
+def _distance(one: Tensor, other: Tensor, batch: AnyBatch) -> Tensor:
     """Return 1 - cosine of hidden states, [instances, length, hidden], summed and counted."""
     distances = 1 - functional.cosine_similarity(one.float(), other.float(), dim=-1)
     if batch.attention_mask is not None:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from lert_ds.config import Config, Paths
 from lert_ds.data.masking import MaskingConfig
+from lert_ds.finetune.settings import TaskConfig
 from prune.importance.scoring import ScoringConfig
 from prune.layer_choice import Measure
 from prune.masks import PruningConfig
@@ -34,6 +35,8 @@ class PruneRun(Config):
     """Run folder to write: model, masks.safetensors, summary.json."""
     overwrite: bool = False
     """Replace a result that the output folder holds."""
+    task: TaskConfig | None = None
+    """Of a model that is fine-tuned: its task, whose examples take the place of a corpus."""
     corpus: Paths = ()
     """Corpus folders: for scores, for the choice of layers, for repair; no tags are needed."""
     corpus_valid: Paths = ()
@@ -86,11 +89,14 @@ class PruneRun(Config):
             "vocabulary": self.vocabulary is not None
             and not (self.vocabulary.input or self.vocabulary.corpus),
         }
+        if self.task is not None and (self.corpus or self.corpus_valid):
+            raise ValueError("corpus and task are both given; keep one of them")
         needed = [name for name, needs in reads.items() if needs]
-        if needed and not self.corpus:
+        has_data = bool(self.corpus) or self.task is not None
+        if needed and not has_data:
             raise ValueError(f"corpus = []: {', '.join(needed)} need text; name a corpus folder")
         changed = scored or self.drop_layers or asked.pruning_method == "masks"
-        if self.repair.enabled and changed and not self.corpus:
+        if self.repair.enabled and changed and not has_data:
             raise ValueError(
                 "corpus = []: repair needs text; name a corpus folder, or set repair.enabled=false"
             )

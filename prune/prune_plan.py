@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lert_ds import model_dir, tokenizer_files
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.files import refuse_unwritable
+from lert_ds.finetune.kinds import KINDS
+from lert_ds.finetune.tasks import find_task
 from lert_ds.model_surgery import Cut, cut_config
+from lert_ds.modeling_lert import LertForPreTraining
 from prune import layer_choice, mask_file, masks
 from prune.prune_config import PruneRun
 from prune.vocabulary.choice import must_keep
@@ -62,8 +66,11 @@ def explain(config: PruneRun) -> Iterator[str]:
         given = dataclasses.replace(given, layers=tuple(range(count - config.drop_layers)))
     if config.pruning.pruning_method == "iterative":
         given = _as_many(config.pruning, before, given)
-    parameters = model_dir.count_parameters(before)
-    left = model_dir.count_parameters(cut_config(before, given))
+    cls: type[PreTrainedModel] = LertForPreTraining
+    if config.task is not None:
+        cls = KINDS[find_task(config.task.name).kind].model
+    parameters = model_dir.count_parameters(before, cls)
+    left = model_dir.count_parameters(cut_config(before, given), cls)
     if config.target is None:
         yield f"{'parameters':<17} {parameters:,} → {left:,} ({left / parameters:.1%})"
     else:

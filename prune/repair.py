@@ -28,7 +28,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from lert_ds.errors import ConfigError
 from lert_ds.evaluation import evaluating
 from lert_ds.model_surgery import Cut, kept, renumbering
-from lert_ds.objective import Batch
+from lert_ds.objective import AnyBatch
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def repair(
     original: PreTrainedModel,
     pruned: PreTrainedModel,
     cut: Cut,
-    batches: Iterable[Batch],
+    batches: Iterable[AnyBatch],
     ridge: float = 1e-2,
     *,
     unknown_id: int | None = None,
@@ -51,7 +51,7 @@ def repair(
         original: What was cut, on the same device.
         pruned: What `cut` left of it, refitted or not.
         cut: In terms of `original`.
-        batches: The text; only `input_ids` and `attention_mask` are read.
+        batches: The text; their labels are not read.
         ridge: How strongly the weights are held where they were, in units of the mean variance of
             what they read; 0 or more.
         unknown_id: The id of [UNK] in `original`; needed where the vocabulary was cut. Both models
@@ -73,7 +73,7 @@ def repair(
             if new_ids is not None and left.pieces is not None:
                 our_ids = new_ids[ids.cpu()]
                 ids = left.pieces[our_ids]
-            texts.append(_Text.of(original, pruned, ids, our_ids, batch.attention_mask))
+            texts.append(_Text.of(original, pruned, ids, our_ids, batch))
         if not any(bool(text.real.any()) for text in texts):
             raise ConfigError(
                 "repair: there is no text to refit the layers with; name a corpus that has some, "
@@ -155,12 +155,13 @@ class _Text:
         pruned: PreTrainedModel,
         ids: Tensor,
         our_ids: Tensor,
-        attention_mask: Tensor | None,
+        batch: AnyBatch,
     ) -> "_Text":
         """Return a batch at the door of the first layer."""
-        device = original.device
-        wanted = original.base_model.embeddings(ids.to(device))
-        found = pruned.base_model.embeddings(our_ids.to(device))
+        device, attention_mask = original.device, batch.attention_mask
+        types = None if batch.token_type_ids is None else batch.token_type_ids.to(device)
+        wanted = original.base_model.embeddings(ids.to(device), token_type_ids=types)
+        found = pruned.base_model.embeddings(our_ids.to(device), token_type_ids=types)
         real = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask
         real = real.to(device, torch.bool)
         given = None if attention_mask is None else real

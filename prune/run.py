@@ -17,10 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from lert_ds import cli, distributed, model_dir, run_lock, tokenizer_files, training
 from lert_ds.config import dump
+from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ModelError
-from lert_ds.evaluation import evaluate
 from lert_ds.files import refuse_finished, write_json
 from lert_ds.model_surgery import Cut, cut
 from lert_ds.modeling_lert import LertForPreTraining
@@ -28,10 +30,12 @@ from lert_ds.train.engine import device, join_processes, leave_processes
 from prune import iterations, layer_choice, mask_file, prune_plan
 from prune.importance.scorer import Scorer
 from prune.prune_config import PruneRun
-from prune.pruning_text import PruningText
+from prune.pruning_task import PruningTask
+from prune.pruning_text import PruningData, PruningText
 from prune.repair import repair
 from prune.search import shape_search
 from prune.vocabulary.choice import (
+    Counts,
     PrunedVocabulary,
     VocabularyConfig,
     count,
@@ -76,13 +80,13 @@ def prune(config: PruneRun) -> dict[str, Any]:
     source = model_dir.resolve(config.model)
     shape = model_dir.read_config(source)
     given = prune_plan.check(config, shape, source)
-    text = PruningText.open(config, source, shape.max_position_embeddings)
-    model = load(config.model).to(device())
+    text = open_data(config, source, shape)
+    model = load(config.model, text.model_class).to(device())
     scorer = Scorer(config, text)
     search: dict[str, Any] = {}
     vocabulary_config = _vocabulary_config(config, text)
     # Counted first: what is wrong with the text is told before the long scoring.
-    counts = None if vocabulary_config is None else count(source, vocabulary_config)
+    counts = None if vocabulary_config is None else _count(source, vocabulary_config, text)
     if config.target is not None:
         chosen, vocabulary_config, search = shape_search.find(
             config, model, source, text, scorer, vocabulary_config, counts
@@ -112,18 +116,38 @@ def prune(config: PruneRun) -> dict[str, Any]:
     return summary
 
 
-def load(source: str) -> LertForPreTraining:
+def open_data(config: PruneRun, source: Path, shape: LertConfig) -> PruningData:
+    """Return what a run reads: corpora, or the examples of a task.
+
+    Raises:
+        UserError: something of it is missing or wrong, or does not fit the model.
+    """
+    if config.task is not None:
+        return PruningTask.open(config, source, shape)
+    return PruningText.open(config, source, shape.max_position_embeddings)
+
+
+def load(source: str, cls: type[PreTrainedModel] = LertForPreTraining) -> PreTrainedModel:
     """Return the model to prune, in fp32.
+
+    Args:
+        source: Model folder or name on the hub.
+        cls: With the heads that are to be kept.
 
     Raises:
         ModelError: it cannot be read, or parts of it have no weights.
     """
-    model: LertForPreTraining
-    model, report = model_dir.load(source)
+    model: PreTrainedModel
+    model, report = model_dir.load(source, cls)
     if report.random:
+        what = (
+            "with its pre-training heads, or say task= for a model that is fine-tuned"
+            if cls is LertForPreTraining
+            else "by lert-ds finetune, or leave task out for a pre-trained model"
+        )
         raise ModelError(
-            f"{source}: it has no weights for {report.random[0]}; name a model that was saved with "
-            "its pre-training heads"
+            f"{source}: it has no weights for {report.random[0]}; name a model that was saved "
+            f"{what}"
         )
     model.eval()
     return model
@@ -142,21 +166,29 @@ def _processes() -> Iterator[None]:
             leave_processes()
 
 
+def _count(source: Path, vocabulary: VocabularyConfig, text: PruningData) -> Counts:
+    """Return how often each piece occurs in the texts that are named, or else in the task's."""
+    counts = text.piece_counts()
+    if counts is None or vocabulary.input or vocabulary.corpus:
+        return count(source, vocabulary)
+    return counts
+
+
 def _choose(
-    config: PruneRun, model: LertForPreTraining, text: PruningText, scorer: Scorer, given: Cut
+    config: PruneRun, model: PreTrainedModel, text: PruningData, scorer: Scorer, given: Cut
 ) -> Cut:
     """Return what stays of the layers, the heads and the neurons."""
     layers = given.layers
     if isinstance(config.drop_layers, int) and config.drop_layers:
         layers = layer_choice.choose_layers(
-            model, text.layer_batches(), config.drop_layers, config.drop_layers_by
+            model, text.layer_batches(), config.drop_layers, config.drop_layers_by, text.layer_ask()
         )
         gone = [n + 1 for n in range(model.config.num_hidden_layers) if n not in layers]
         logger.info("layers dropped, by %s: %s", config.drop_layers_by, gone)
     if config.pruning.pruning_method == "masks":
         return dataclasses.replace(given, layers=layers)
 
-    def refit(smaller: LertForPreTraining, shape: Cut) -> None:
+    def refit(smaller: PreTrainedModel, shape: Cut) -> None:
         batches = text.repair_batches(min(STEP_INSTANCES, config.repair.instances))
         repair(model, smaller, shape, batches, config.repair.ridge)
 
@@ -171,16 +203,14 @@ def _choose(
 
 
 def _make(
-    config: PruneRun, model: LertForPreTraining, chosen: Cut, text: PruningText,
+    config: PruneRun, model: PreTrainedModel, chosen: Cut, text: PruningData,
     source: Path, tokenizer: Path,
-) -> tuple[LertForPreTraining, dict[str, dict[str, float]]]:  # fmt: skip
+) -> tuple[PreTrainedModel, dict[str, dict[str, float]]]:  # fmt: skip
     """Return the model cut and repaired, and what it reached on held-out text at each stage."""
     held_out: dict[str, dict[str, float]] = {}
 
-    def measure(stage: str, measured: LertForPreTraining, vocabulary: Path) -> None:
-        if text.valid is not None:
-            batches, missing = text.held_out(vocabulary)
-            found = evaluate(measured, batches, text.tag_sets, missing)
+    def measure(stage: str, measured: PreTrainedModel, vocabulary: Path) -> None:
+        if found := text.held_out(measured, vocabulary):
             held_out[stage] = found
             shown = "  ".join(f"{key} {value:.4g}" for key, value in found.items())
             logger.info("held out, %-8s  %s", stage, shown)
@@ -196,7 +226,7 @@ def _make(
     return smaller, held_out
 
 
-def _vocabulary_config(config: PruneRun, text: PruningText) -> VocabularyConfig | None:
+def _vocabulary_config(config: PruneRun, text: PruningData) -> VocabularyConfig | None:
     """Return the vocabulary's configuration, with the run's corpora where it names no text."""
     given = config.vocabulary
     if given is None:
@@ -205,11 +235,11 @@ def _vocabulary_config(config: PruneRun, text: PruningText) -> VocabularyConfig 
     if not given.input and not given.corpus:
         changes["corpus"] = config.corpus
     if not given.input_valid and not given.corpus_valid:
-        changes["corpus_valid"] = () if text.valid is None else tuple(text.valid.folders)
+        changes["corpus_valid"] = text.valid_corpora
     return given.model_copy(update=changes)
 
 
-def _facts(model: LertForPreTraining, smaller: LertForPreTraining, chosen: Cut) -> dict[str, Any]:
+def _facts(model: PreTrainedModel, smaller: PreTrainedModel, chosen: Cut) -> dict[str, Any]:
     before, after = model.config, smaller.config
     numbers = range(before.num_hidden_layers)
     left = numbers if chosen.layers is None else chosen.layers
@@ -229,7 +259,7 @@ def _vocabulary_facts(vocabulary: PrunedVocabulary | None) -> dict[str, Any] | N
 
 
 def _write(
-    config: PruneRun, smaller: LertForPreTraining, chosen: Cut, tokenizer: Path,
+    config: PruneRun, smaller: PreTrainedModel, chosen: Cut, tokenizer: Path,
     summary: dict[str, Any],
 ) -> None:  # fmt: skip
     folder = config.output / "model"

@@ -42,6 +42,8 @@ class KindOfTask:
     """What a kind of task asks of a model and its batches."""
 
     model: type[PreTrainedModel]
+    head_names: tuple[str, ...]
+    """What it asks of a row."""
     encode: Callable[[Sequence[Any], Any, TaskConfig, int], list[Feature]]
     """Examples, tokenizer, settings and the longest row to features."""
     outputs: Callable[[Any, TaskBatch], tuple[Tensor, ...]]
@@ -161,6 +163,7 @@ _NEVER = -1e4
 KINDS: dict[Kind, KindOfTask] = {
     "classification": KindOfTask(
         LertForSequenceClassification,
+        ("label",),
         classification.encode,
         _class_outputs,
         _class_heads,
@@ -172,6 +175,7 @@ KINDS: dict[Kind, KindOfTask] = {
     ),
     "entities": KindOfTask(
         LertForTokenClassification,
+        ("tag",),
         entities.encode,
         _class_outputs,
         _tag_heads,
@@ -183,6 +187,7 @@ KINDS: dict[Kind, KindOfTask] = {
     ),
     "spans": KindOfTask(
         LertForQuestionAnswering,
+        ("start", "end"),
         spans.encode,
         _span_outputs,
         _span_heads,

@@ -15,6 +15,7 @@ class TaskLoss:
     def __init__(self, kind: Kind) -> None:
         """Take the kind of task."""
         self._kind = KINDS[kind]
+        self.head_names = self._kind.head_names
 
     def logits(self, model: nn.Module, batch: TaskBatch) -> Logits:
         """Return a model's logits by head, [rows with a label, classes]."""

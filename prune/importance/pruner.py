@@ -18,14 +18,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lert_ds import model_dir
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.distributed import sum_over_ranks
 from lert_ds.errors import ConfigError
+from lert_ds.finetune.batches import TaskBatch
 from lert_ds.model_surgery import Cut, cut, kept
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
+from prune.importance.rows import Ask, masked_rows
 from prune.importance.scores import Precision, Scores
 from prune.importance.textpruner_model import (
     AsBert,
@@ -39,14 +42,14 @@ log = logging.getLogger(__name__)
 
 
 def importance(
-    model: LertForPreTraining,
-    batches: Iterable[Batch],
-    tasks: Sequence[str] = (),
+    model: PreTrainedModel,
+    batches: Iterable[Batch | TaskBatch],
+    ask: Ask | None = None,
     *,
     use_logits: bool = False,
     precision: Precision = "fp32",
     ffn_even_masking: bool = True,
-    reference: LertForPreTraining | None = None,
+    reference: PreTrainedModel | None = None,
 ) -> Scores:
     """Return TextPruner's importance of each head and neuron of `model`.
 
@@ -57,7 +60,8 @@ def importance(
         model: Whole weights, on the device to compute on; as many heads in every layer, and as many
             neurons.
         batches: This rank's share. Scores fall with their size, so batches should have one size.
-        tasks: Linguistic tasks whose losses are added to that of MLM; not with `use_logits`.
+        ask: What a batch asks of the model, masked words alone where it is None; not with
+            `use_logits`.
         use_logits: Take the logits of `reference` for labels, at every position, padding included.
         precision: What the model computes in; with `use_logits` the reference alone.
         ffn_even_masking: TextPruner's switch: whether every layer is to keep as many neurons. Where
@@ -68,10 +72,10 @@ def importance(
     Raises:
         ConfigError: no batch, of any rank, had a masked position; or `model` is uneven.
     """
-    assert set(tasks) <= set(model.config.tasks), (tasks, model.config.tasks)
     refuse_uneven(model.config)
     config = TransformerPruningConfig(ffn_even_masking=ffn_even_masking, use_logits=use_logits)
-    scorer = FrugalPruner(model, config, tasks, precision)
+    ask = ask or masked_rows()
+    scorer = FrugalPruner(model, config, ask, precision)
     if use_logits:
         if reference is None or reference is model:
             log.warning(
@@ -80,7 +84,7 @@ def importance(
                 "either, and does not start from nothing"
             )
         else:
-            scorer.model_rep = copy.deepcopy(AsBert(reference, (), True, precision)).half()
+            scorer.model_rep = copy.deepcopy(AsBert(reference, ask, True, precision)).half()
     loader = as_mappings(batches)
     layers = model.config.num_hidden_layers
     heads = torch.zeros(layers, model.config.heads_of(0), device=model.device)
@@ -93,8 +97,8 @@ def importance(
     instances = int(total[-1])
     if not instances:
         raise ConfigError(
-            "the data to score with has no masked position; name a corpus with text in it, or "
-            "score by magnitude, which reads none"
+            "the data to score with has no masked position, or no label; name a corpus with text "
+            "in it, or score by magnitude, which reads none"
         )
     of_heads, of_neurons = torch.split(total[:-1] / instances, [heads.numel(), neurons.numel()])
     return Scores(
@@ -134,7 +138,7 @@ class TransformerPruner(FrugalPruner):
         assert set(tasks) <= set(model.config.tasks), (tasks, model.config.tasks)
         refuse_uneven(model.config)
         config = _resolved(transformer_pruning_config or TransformerPruningConfig(), model.config)
-        super().__init__(copy.deepcopy(model), config, tasks, precision)
+        super().__init__(copy.deepcopy(model), config, masked_rows(tasks), precision)
         self.model = self.model.lert
 
     def prune(

@@ -1,8 +1,8 @@
 """How much attention heads and feed-forward neurons matter to a LERT, by one number each.
 
 Every unit gets a gate, a factor of 1 on what it hands to its layer's output matrix; closing the
-gate (0) is removing the unit. `L` is the loss of one example: for MLM and each linguistic task the
-mean cross entropy over the masked positions of that example, added.
+gate (0) is removing the unit. `L` is the loss of one example: for each head, MLM and the linguistic
+tasks or that of a fine-tuned model, the mean cross entropy over the rows of that example, added.
 
     gate_gradient   mean over examples of |dL/dgate|     first-order change of the loss on removal
     fisher          mean over examples of (dL/dgate)²    with labels drawn from the model itself, so
@@ -20,10 +20,10 @@ the batch.
                               ─backward→ their gradients;  dL/dgate = Σ over places, features · grad
 
 One forward and one backward a batch. No gradient of a weight is computed, none below the first
-layer's attention, and the heads run on the masked positions alone.
+layer's attention, and the heads of pre-training run on the masked positions alone.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,14 +31,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from lert_ds.distributed import rank, sum_over_ranks
 from lert_ds.errors import ConfigError
 from lert_ds.evaluation import evaluating
-from lert_ds.labels import IGNORE_INDEX
-from lert_ds.modeling_lert import LertForPreTraining
-from lert_ds.objective import Batch
-from lert_ds.pretraining_objective import masked_logits
+from lert_ds.finetune.features import UNKNOWN
+from lert_ds.objective import AnyBatch
+from prune.importance.rows import Ask, masked_rows
 
 Method = Literal["gate_gradient", "fisher", "magnitude"]
 Precision = Literal["fp32", "bf16"]
@@ -59,10 +59,10 @@ class Scores:
 
 
 def score(
-    model: LertForPreTraining,
-    batches: Iterable[Batch],
+    model: PreTrainedModel,
+    batches: Iterable[AnyBatch],
     method: Method,
-    tasks: Sequence[str] = (),
+    ask: Ask | None = None,
     *,
     precision: Precision = "fp32",
     seed: int = 0,
@@ -73,38 +73,35 @@ def score(
 
     Args:
         model: Whole weights, on the device to compute on; pruned layers may be among them.
-        batches: This rank's share; those without a masked position count nowhere. Not read by
-            `magnitude`.
+        batches: This rank's share; those without a row count nowhere. Not read by `magnitude`.
         method: The formula, of those above.
-        tasks: Linguistic tasks whose losses are added to that of MLM; `shared_tasks`. Examples
-            without a known tag of a task have no loss of it. `fisher` needs no tags, so it may be
-            given every task that the model has.
+        ask: What a batch asks of the model: masked words alone, where it is None. Examples without
+            a known label of a head have no loss of it. `fisher` needs no labels, so it may ask
+            for every head that the model has.
         precision: What matrices are multiplied in; scores are added up in float32 either way.
         seed: Of the labels that `fisher` draws.
 
     Raises:
-        ConfigError: no batch, of any rank, had a masked position.
+        ConfigError: no batch, of any rank, had a row.
     """
-    assert set(tasks) <= set(model.config.tasks), (tasks, model.config.tasks)
     if method == "magnitude":
         return _magnitude(model)
     add_up = torch.abs if method == "gate_gradient" else torch.square
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed + rank())
     sums = _GateSums(model, add_up, device)
+    ask = ask or masked_rows()
     with differentiating(model), sums.collected():
         for batch in batches:
             batch = batch.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                logits = masked_logits(model, batch)
-            logits = {name: logits[name].float() for name in ("mlm", *tasks)}
+                rows = ask(model, batch)
+            logits = {name: found.float() for name, found in rows.logits.items()}
+            labels = rows.labels
             if method == "fisher":
                 labels = {name: _draw(logits[name], generator) for name in logits}
-            else:
-                labels = {"mlm": batch.labels} | {task: batch.tags[task] for task in tasks}
-            examples = batch.masked_positions // batch.input_ids.shape[1]
-            loss = _sum_of_example_losses(logits, labels, examples)
-            sums.examples += int(torch.bincount(examples).count_nonzero())
+            loss = _sum_of_example_losses(logits, labels, rows.examples)
+            sums.examples += int(torch.bincount(rows.examples).count_nonzero())
             if loss.requires_grad:  # not where every head and neuron is pruned
                 torch.autograd.backward(loss)
     return sums.averaged(method)
@@ -116,17 +113,15 @@ def _sum_of_example_losses(
     """Return the sum over examples of their losses, in which no example meets another.
 
     Args:
-        logits: Head to float32 [masked, classes].
-        labels: Head to int64 [masked], IGNORE_INDEX where the class is unknown.
-        examples: int64 [masked]: the example that a masked position is in.
+        logits: Head to float32 [rows, classes].
+        labels: Head to int64 [rows], UNKNOWN where there is none.
+        examples: int64 [rows]: the example that a row is of.
     """
     total = next(iter(logits.values())).new_zeros(())
     for name, scores in logits.items():
-        known = torch.ones_like(examples, dtype=torch.bool)
-        if name != "mlm":
-            known = labels[name] != IGNORE_INDEX
+        known = labels[name] != UNKNOWN
         losses = functional.cross_entropy(
-            scores, labels[name].where(known, -100), ignore_index=-100, reduction="none"
+            scores, labels[name], ignore_index=UNKNOWN, reduction="none"
         )
         counts = torch.bincount(examples, weights=known.float())
         total = total + (losses / counts[examples].clamp(min=1)).sum()
@@ -134,7 +129,7 @@ def _sum_of_example_losses(
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a class a row, int64 [masked], drawn as the logits say."""
+    """Return a class a row, int64 [rows], drawn as the logits say."""
     # One random number a row and its place in the cumulated probabilities; torch.multinomial draws
     # one a class, which took a fifth of the time of scoring.
     cumulated = logits.detach().softmax(-1).cumsum(-1)
@@ -151,14 +146,14 @@ class _GateSums:
     """
 
     def __init__(
-        self, model: LertForPreTraining, add_up: Callable[[Tensor], Tensor], device: torch.device
+        self, model: PreTrainedModel, add_up: Callable[[Tensor], Tensor], device: torch.device
     ) -> None:
         self.add_up = add_up
         self.examples = 0
         self.device = device
         self.outputs: list[tuple[nn.Module, Tensor]] = []
         """An output matrix, and the float32 [units] sums of what it reads."""
-        for layer in model.bert.encoder.layer:
+        for layer in model.base_model.encoder.layer:
             heads = layer.attention.self.num_attention_heads
             neurons = layer.output.dense.in_features
             for matrix, units in (
@@ -204,8 +199,8 @@ class _GateSums:
         examples = int(total[-1])
         if not examples:
             raise ConfigError(
-                "the data to score with has no masked position; name a corpus with text in it, or "
-                "score by magnitude, which reads none"
+                "the data to score with has no masked position, or no label; name a corpus with "
+                "text in it, or score by magnitude, which reads none"
             )
         means = torch.split(total[:-1] / examples, sizes)
         return Scores(method, means[::2], means[1::2], examples)
@@ -232,10 +227,10 @@ def differentiating(model: nn.Module, weights: Iterable[nn.Parameter] = ()) -> I
 
 
 @torch.no_grad()
-def _magnitude(model: LertForPreTraining) -> Scores:
+def _magnitude(model: PreTrainedModel) -> Scores:
     """Return the L2 norm of all weights of each unit, biases aside."""
     heads, neurons = [], []
-    for layer in model.bert.encoder.layer:
+    for layer in model.base_model.encoder.layer:
         attention, matrix = layer.attention.self, layer.attention.output.dense
         squares = torch.zeros(attention.num_attention_heads)
         if len(squares):

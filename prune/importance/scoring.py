@@ -1,15 +1,15 @@
 """Which scores of heads and neurons, by name: ours, or TextPruner's."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
+from transformers import PreTrainedModel
 
 from lert_ds.config import Config
-from lert_ds.modeling_lert import LertForPreTraining
-from lert_ds.objective import Batch
 from prune.importance import scores
+from prune.importance.rows import Ask
 from prune.importance.scores import Precision, Scores
 
 NEEDS_WHOLE_SHAPE = frozenset({"textpruner", "textpruner_logits"})
@@ -46,13 +46,13 @@ class ScoringConfig(Config):
 
 
 def score(
-    model: LertForPreTraining,
-    batches: Iterable[Batch],
+    model: PreTrainedModel,
+    batches: Iterable[Any],
     config: ScoringConfig,
-    tasks: Sequence[str] = (),
+    ask: Ask | None = None,
     *,
     ffn_even_masking: bool = True,
-    reference: LertForPreTraining | None = None,
+    reference: PreTrainedModel | None = None,
 ) -> Scores:
     """Return how much each head and neuron of `model` matters, by the method of `config`.
 
@@ -60,9 +60,10 @@ def score(
 
     Args:
         model: Whole weights, on the device to compute on.
-        batches: This rank's share of masked instances; `magnitude` reads none.
+        batches: This rank's share of masked instances, or of a task's; `magnitude` reads none.
         config: `method`, `precision` and `seed` are read.
-        tasks: Linguistic tasks whose losses count beside that of MLM; not of `textpruner_logits`.
+        ask: What a batch asks of the model, masked words alone where it is None; not of
+            `textpruner_logits`.
         ffn_even_masking: Whether every layer is to keep as many neurons, for TextPruner's scores of
             neurons, as in `prune.importance.pruner.importance`.
         reference: For `textpruner_logits`, as in `prune.importance.pruner.importance`.
@@ -79,12 +80,12 @@ def score(
         return importance(
             model,
             batches,
-            tasks,
+            ask,
             use_logits=config.method == "textpruner_logits",
             precision=config.precision,
             ffn_even_masking=ffn_even_masking,
             reference=reference,
         )
     return scores.score(
-        model, batches, config.method, tasks, precision=config.precision, seed=config.seed
+        model, batches, config.method, ask, precision=config.precision, seed=config.seed
     )

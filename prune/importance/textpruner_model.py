@@ -23,13 +23,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.distributed import is_main
 from lert_ds.errors import ConfigError
-from lert_ds.modeling_lert import LertForPreTraining
+from lert_ds.finetune.batches import TaskBatch
 from lert_ds.objective import Batch
-from lert_ds.pretraining_objective import LertLoss, LipConfig, masked_logits
+from prune.importance.rows import Ask, mean_loss
 from prune.importance.scores import Precision, differentiating
 
 # It tells of each pass over the data, of sentencepiece, which no BERT needs, and that what is
@@ -57,21 +58,21 @@ class AsBert(nn.Module):
     """Of an attribute that is not there."""
 
     def __init__(
-        self, lert: LertForPreTraining, tasks: Sequence[str], use_logits: bool, precision: Precision
+        self, lert: PreTrainedModel, ask: Ask, use_logits: bool, precision: Precision
     ) -> None:
         """Put `lert` behind it.
 
         Args:
             lert: On its device.
-            tasks: Linguistic tasks whose losses count beside that of MLM.
+            ask: What a batch asks of it.
             use_logits: Give logits, not the loss.
             precision: Of the loss; where logits are asked for, of the copy that gives labels.
         """
         super().__init__()
-        self.encoder = lert.bert.encoder  # TextPruner finds the layers by the name of their path
+        # TextPruner finds the layers by the name of their path.
+        self.encoder = lert.base_model.encoder
         self.lert = lert
-        self.use_logits, self.precision = use_logits, precision
-        self.lert_loss = LertLoss(LipConfig(tasks=tasks), total_steps=1)
+        self.ask, self.use_logits, self.precision = ask, use_logits, precision
         heads = lert.config.heads_of(0)
         head_size = lert.config.hidden_size // lert.config.num_attention_heads
         self.config = SimpleNamespace(
@@ -93,13 +94,16 @@ class AsBert(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None, **rest: Any) -> Any:
         """Return the logits of every position, or the loss of a batch."""
         if self.use_logits:
-            return {"logits": self.lert(input_ids, attention_mask=attention_mask).logits}
-        batch = Batch(input_ids, attention_mask, **rest)
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+            if "token_type_ids" in rest:
+                inputs["token_type_ids"] = rest["token_type_ids"]
+            return {"logits": self.lert(**inputs).logits}
+        kind = Batch if "masked_positions" in rest else TaskBatch
+        batch = kind(input_ids=input_ids, attention_mask=attention_mask, **rest)
         bf16 = self.precision == "bf16"
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=bf16):
-            logits = masked_logits(self.lert, batch)
-        # After the one step that there is, every task has its full weight.
-        return {"loss": self.lert_loss(logits, batch, step=1, evaluating=False).loss}
+            rows = self.ask(self.lert, batch)
+        return {"loss": mean_loss(rows)}
 
 
 class FrugalPruner(textpruner.TransformerPruner):  # type: ignore[misc]
@@ -111,15 +115,13 @@ class FrugalPruner(textpruner.TransformerPruner):  # type: ignore[misc]
 
     def __init__(
         self,
-        lert: LertForPreTraining,
+        lert: PreTrainedModel,
         config: TransformerPruningConfig,
-        tasks: Sequence[str],
+        ask: Ask,
         precision: Precision,
     ) -> None:
         """Take a model; where `config.use_logits`, a copy of it gives the labels from now on."""
-        self.as_bert = partial(
-            AsBert, tasks=tasks, use_logits=config.use_logits, precision=precision
-        )
+        self.as_bert = partial(AsBert, ask=ask, use_logits=config.use_logits, precision=precision)
         with tempfile.TemporaryDirectory(prefix="textpruner") as scratch:
             super().__init__(
                 self.as_bert(lert), config, textpruner.GeneralConfig(str(lert.device), scratch)
@@ -158,9 +160,13 @@ class FrugalPruner(textpruner.TransformerPruner):  # type: ignore[misc]
             transformer_pruner.tqdm = stock
 
 
-def as_mappings(batches: Iterable[Batch]) -> list[dict[str, Any]]:
+def as_mappings(batches: Iterable[Batch | TaskBatch]) -> list[dict[str, Any]]:
     """Return the batches that have something to predict, as TextPruner hands them to a model."""
-    return [batch._asdict() for batch in batches if len(batch.masked_positions)]
+    return [
+        batch._asdict()
+        for batch in batches
+        if not isinstance(batch, Batch) or len(batch.masked_positions)
+    ]
 
 
 def refuse_uneven(config: LertConfig) -> None:

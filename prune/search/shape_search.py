@@ -9,22 +9,19 @@ saying nothing costs. Otherwise a vocabulary of one piece would be the best.
 
 import dataclasses
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lert_ds import tokenizer_files
-from lert_ds.evaluation import Missing, evaluate
-from lert_ds.model_surgery import Cut, cut, renumbering
-from lert_ds.modeling_lert import LertForPreTraining
-from lert_ds.objective import Batch
+from lert_ds.model_surgery import Cut, cut
 from prune import layer_choice
 from prune.importance.scorer import Scorer
 from prune.prune_config import PruneRun
-from prune.pruning_text import PruningText
+from prune.pruning_text import PruningData
 from prune.repair import repair
 from prune.search import target
 from prune.vocabulary.choice import Counts, VocabularyConfig, choose, must_keep
@@ -51,9 +48,9 @@ class Found(NamedTuple):
 
 def find(
     config: PruneRun,
-    model: LertForPreTraining,
+    model: PreTrainedModel,
     source: Path,
-    text: PruningText,
+    text: PruningData,
     scorer: Scorer,
     vocabulary: VocabularyConfig | None,
     counts: Counts | None,
@@ -78,7 +75,9 @@ def find(
     shape = model.config
     cost = target.cost_of(config.target, shape)
     layers = shape.num_hidden_layers
-    gone = layer_choice.drop_order(model, text.layer_batches(), layers // 2, config.drop_layers_by)
+    gone = layer_choice.drop_order(
+        model, text.layer_batches(), layers // 2, config.drop_layers_by, text.layer_ask()
+    )
     pieces = _pieces(source, vocabulary, counts)
     found = target.candidates(
         shape,
@@ -103,9 +102,9 @@ def find(
 
 def _try(
     config: PruneRun,
-    model: LertForPreTraining,
+    model: PreTrainedModel,
     source: Path,
-    text: PruningText,
+    text: PruningData,
     candidates: Sequence[target.Candidate],
     pieces: dict[int, Tensor] | None,
 ) -> list[dict[str, float]]:
@@ -128,29 +127,11 @@ def _try(
             "neurons": sum(smaller.config.intermediate_size_of(number) for number in numbers),
             "pieces": candidate.vocabulary_size,
             "cost": candidate.cost,
-            "loss": _loss(smaller, trial, kept, model.config.vocab_size, unknown),
+            "loss": text.trial_loss(smaller, trial, kept, model.config.vocab_size, unknown),
         }
         logger.info("tried: %s", "  ".join(f"{key} {value:,.4g}" for key, value in facts.items()))
         tried.append(facts)
     return tried
-
-
-def _loss(
-    model: LertForPreTraining,
-    batches: Sequence[Batch],
-    pieces: Tensor | None,
-    whole: int,
-    unknown_id: int,
-) -> float:
-    """Return the MLM loss on batches in the `whole` vocabulary, of which the model has `pieces`."""
-    if pieces is not None:
-        new_ids = renumbering(pieces, whole, unknown_id)
-        batches = [
-            batch._replace(input_ids=new_ids[batch.input_ids], labels=new_ids[batch.labels])
-            for batch in batches
-        ]
-        unknown_id = int(new_ids[unknown_id])
-    return evaluate(model, batches, {}, Missing(unknown_id, math.log(whole)))["mlm/loss"]
 
 
 def _pieces(

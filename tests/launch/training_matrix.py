@@ -34,10 +34,10 @@ from lert_ds.train.engine import leave_processes
 from lert_ds.train.interruption import Interruption
 from prune.recover import RecoverRun, as_distillation
 
-COMMANDS: dict[str, tuple[Any, Callable[[Any, Any], None]]] = {
-    "pretrain": (PretrainRun, pretrain),
+COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
+    "pretrain": (PretrainRun, lambda run: pretrain(run, training_run.open_corpora(run))),
     "distill": (DistillRun, distill),
-    "recover": (RecoverRun, lambda run, corpora: distill(as_distillation(run), corpora)),
+    "recover": (RecoverRun, lambda run: distill(as_distillation(run))),
 }
 batches_of, code_of = Corpora.batches, Interruption.code
 
@@ -87,7 +87,7 @@ def main() -> None:
         run_class, command = COMMANDS[name]
         try:
             run = config.parse(run_class, tree, "matrix")
-            command(run, training_run.open_corpora(run))
+            command(run)
         except UserError as error:  # as the command line does
             sys.stderr.write(f"error: {error}\n")
             sys.stderr.flush()

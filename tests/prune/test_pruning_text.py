@@ -61,13 +61,13 @@ def test_what_is_measured_on_is_capped_and_knows_what_a_missing_word_costs(
     prune_run: Make, small_model: Path, tiny_corpus: Path, tmp_path: Path
 ) -> None:
     text = PruningText.open(prune_run(held_out_instances=13), small_model, 32)
-    batches, missing = text.held_out(small_model)
+    batches, missing = text.held_out_batches(small_model)
     assert sum(len(batch.input_ids) for batch in batches) == 13
     pieces = (tiny_corpus / "vocab.txt").read_text("utf-8").splitlines()
     smaller = tmp_path / "smaller"
     smaller.mkdir()
     (smaller / "vocab.txt").write_text("\n".join(pieces[:25]) + "\n", "utf-8")
-    batches, missing = text.held_out(smaller)
+    batches, missing = text.held_out_batches(smaller)
     assert missing == (1, pytest.approx(math.log(45)))  # of the whole, to compare with it
     assert int(torch.cat([batch.labels for batch in batches]).max()) < 25
 

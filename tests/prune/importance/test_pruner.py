@@ -16,6 +16,7 @@ from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
 from prune.importance import pruner as pruner_module
 from prune.importance.pruner import TransformerPruner, importance
+from prune.importance.rows import masked_rows
 from prune.importance.scores import Scores
 from prune.importance.textpruner_model import TransformerPruningConfig
 
@@ -125,10 +126,12 @@ def test_scores_are_what_autograd_says_of_gates(
         sum(gradient[name].abs() for gradient in gradients) / sum(sizes)
         for name in ("heads", "neurons", "before")
     )
-    found = importance(model, batches, tasks)
+    found = importance(model, batches, masked_rows(tasks))
     assert_equal(found, heads, neurons + before)
     assert (found.method, found.examples) == ("textpruner", sum(sizes))
-    assert_equal(importance(model, batches, tasks, ffn_even_masking=False), heads, neurons)
+    assert_equal(
+        importance(model, batches, masked_rows(tasks), ffn_even_masking=False), heads, neurons
+    )
 
 
 def test_a_model_of_fewer_heads_in_every_layer_has_scores() -> None:
@@ -168,7 +171,9 @@ def test_against_itself_a_model_scores_next_to_nothing() -> None:
 
 def test_bf16_is_near_fp32() -> None:
     model, batch = make_model(initializer_range=0.05), make_batch(32)
-    fp32, bf16 = (flat(importance(model, [batch], TASKS, precision=p)) for p in ("fp32", "bf16"))  # type: ignore[arg-type]
+    fp32, bf16 = (
+        flat(importance(model, [batch], masked_rows(TASKS), precision=p)) for p in ("fp32", "bf16")
+    )  # type: ignore[arg-type]
     assert bf16.dtype == torch.float32
     assert 0 < (bf16 - fp32).norm() < 0.1 * fp32.norm()
 
@@ -345,7 +350,7 @@ def test_an_iteration_takes_the_least_important() -> None:
     )  # fmt: skip
     pruner = TransformerPruner(model, config, tasks=TASKS)
     pruner.prune(batches)
-    scores = importance(model, batches, TASKS, ffn_even_masking=False)
+    scores = importance(model, batches, masked_rows(TASKS), ffn_even_masking=False)
     for mask, values in ((pruner.head_mask, scores.heads), (pruner.ffn_mask, scores.neurons)):
         assert mask is not None
         kept, gone = torch.cat(values)[mask.flatten() > 0], torch.cat(values)[mask.flatten() == 0]

@@ -21,6 +21,7 @@ from lert_ds.objective import Batch
 from lert_ds.pretraining_objective import masked_logits
 from prune.importance import scores as scores_module
 from prune.importance.pruner import importance
+from prune.importance.rows import masked_rows
 from prune.importance.scores import Method, Scores, score
 
 TASKS = ("pos", "dep")
@@ -153,7 +154,7 @@ def test_gate_gradient_is_the_mean_over_examples_of_what_autograd_says_of_gates(
     for row in range(7):
         for name, gradient in gate_gradients(model, pick(batch, [row]), tasks).items():
             wanted[name] += gradient.abs() / 7
-    found = score(model, [batch], "gate_gradient", tasks)
+    found = score(model, [batch], "gate_gradient", masked_rows(tasks))
     assert found.examples == 7
     assert_equal(found, wanted, rtol=1e-4, atol=1e-7)
 
@@ -162,12 +163,14 @@ def test_gate_gradient_is_the_mean_over_examples_of_what_autograd_says_of_gates(
 def test_scores_do_not_depend_on_how_examples_are_batched(method: Method) -> None:
     model, batch = make_model(), make_batch(8)
     # The labels that fisher draws follow the order of the masked positions.
-    whole = score(model, [batch], method, TASKS)
+    whole = score(model, [batch], method, masked_rows(TASKS))
     parts = [pick(batch, [0, 1, 2]), pick(batch, [3, 4, 5, 6]), pick(batch, [7])]
     if method == "gate_gradient":
-        torch.testing.assert_close(flat(score(model, parts, method, TASKS)), flat(whole))
-    twice = score(model, [batch, batch], "gate_gradient", TASKS)
-    once = score(model, [batch], "gate_gradient", TASKS)
+        torch.testing.assert_close(
+            flat(score(model, parts, method, masked_rows(TASKS))), flat(whole)
+        )
+    twice = score(model, [batch, batch], "gate_gradient", masked_rows(TASKS))
+    once = score(model, [batch], "gate_gradient", masked_rows(TASKS))
     torch.testing.assert_close(flat(twice), flat(once))
     assert twice.examples == 2 * once.examples == 16
     assert whole.examples == 8
@@ -196,7 +199,7 @@ def test_fisher_is_the_expected_square_under_the_models_own_labels() -> None:
     many = pick(one, [0] * 2500)
     # Labels are drawn independently, so the expected squares of the heads add up.
     for tasks, wanted in [((), mlm), (("pos",), {name: mlm[name] + pos[name] for name in mlm})]:
-        found = score(model, [many], "fisher", tasks)
+        found = score(model, [many], "fisher", masked_rows(tasks))
         names = [f"{n}.{kind}" for kind in ("heads", "neurons") for n in range(2)]
         truth = torch.cat([wanted[name] for name in names])
         assert (flat(found) - truth).norm() < 0.1 * truth.norm()
@@ -209,7 +212,7 @@ def test_fisher_reads_no_label_and_draws_anew_by_seed() -> None:
         tags={task: torch.full_like(t, IGNORE_INDEX) for task, t in batch.tags.items()},
     )
     found = [
-        flat(score(model, [some], "fisher", TASKS, seed=seed))
+        flat(score(model, [some], "fisher", masked_rows(TASKS), seed=seed))
         for some, seed in [(batch, 0), (unlabelled, 0), (batch, 1)]
     ]
     assert torch.equal(found[0], found[1])
@@ -240,7 +243,7 @@ def test_a_unit_that_is_zeroed_scores_zero(method: Method) -> None:
     with torch.no_grad():
         model.bert.encoder.layer[1].attention.output.dense.weight[:, 8:16] = 0
         model.bert.encoder.layer[0].output.dense.weight[:, 5] = 0
-    found = score(model, [make_batch(5)], method, TASKS)
+    found = score(model, [make_batch(5)], method, masked_rows(TASKS))
     assert found.heads[1][1] == 0
     assert found.neurons[0][5] == 0
     assert (flat(found) == 0).sum() == 2
@@ -250,7 +253,8 @@ def test_a_unit_that_is_zeroed_scores_zero(method: Method) -> None:
 def test_bf16_is_near_fp32(method: Method) -> None:
     model, batch = make_model(initializer_range=0.05), make_batch(64)
     fp32, bf16 = (
-        score(model, [batch], method, TASKS, precision=precision) for precision in ("fp32", "bf16")
+        score(model, [batch], method, masked_rows(TASKS), precision=precision)
+        for precision in ("fp32", "bf16")
     )
     assert bf16.heads[0].dtype == torch.float32
     assert not torch.equal(flat(bf16), flat(fp32))
@@ -294,12 +298,12 @@ def test_dropout_is_off_and_no_weight_has_a_gradient_while_scores_are_made() -> 
 def test_processes_add_their_shares_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sums of a second process arrive in the one all-reduce; its mean is that over both."""
     model, batch = make_model(), make_batch(8)
-    whole = score(model, [batch], "gate_gradient", TASKS)
+    whole = score(model, [batch], "gate_gradient", masked_rows(TASKS))
     shares: list[Tensor] = []
     monkeypatch.setattr(scores_module, "sum_over_ranks", lambda sums: shares.append(sums) or sums)
-    score(model, [pick(batch, [0, 1, 2])], "gate_gradient", TASKS)
+    score(model, [pick(batch, [0, 1, 2])], "gate_gradient", masked_rows(TASKS))
     monkeypatch.setattr(scores_module, "sum_over_ranks", lambda sums: sums + shares[0])
-    both = score(model, [pick(batch, [3, 4, 5, 6, 7])], "gate_gradient", TASKS)
+    both = score(model, [pick(batch, [3, 4, 5, 6, 7])], "gate_gradient", masked_rows(TASKS))
     torch.testing.assert_close(flat(both), flat(whole))
     assert both.examples == 8
 

@@ -13,6 +13,7 @@ from lert_ds.labels import LTP_TAGS
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
 from prune.importance import pruner, scores
+from prune.importance.rows import masked_rows
 from prune.importance.scores import Scores
 from prune.importance.scoring import NEEDS_WHOLE_SHAPE, ScoringConfig, score
 
@@ -46,8 +47,8 @@ def config(method: str, **changes: object) -> ScoringConfig:
 
 
 def test_textpruners_scores_are_the_default() -> None:
-    found = score(make_model(), [make_batch()], ScoringConfig(), ("pos",))
-    wanted = pruner.importance(make_model(), [make_batch()], ("pos",))
+    found = score(make_model(), [make_batch()], ScoringConfig(), masked_rows(("pos",)))
+    wanted = pruner.importance(make_model(), [make_batch()], masked_rows(("pos",)))
     assert found.method == "textpruner"
     assert torch.equal(flat(found), flat(wanted))
 
@@ -57,8 +58,8 @@ def test_textpruners_scores_are_the_default() -> None:
 def test_ours_are_called_with_what_the_configuration_says(
     method: Any, changes: dict[str, Any]
 ) -> None:
-    found = score(make_model(), [make_batch()], config(method, **changes), ("pos",))
-    wanted = scores.score(make_model(), [make_batch()], method, ("pos",), **changes)
+    found = score(make_model(), [make_batch()], config(method, **changes), masked_rows(("pos",)))
+    wanted = scores.score(make_model(), [make_batch()], method, masked_rows(("pos",)), **changes)
     assert found.method == method
     assert torch.equal(flat(found), flat(wanted))
 
@@ -68,7 +69,7 @@ def test_textpruners_are_called_with_what_the_configuration_says(precision: Any)
     reference = make_model(initializer_range=0.1)
     found = score(
         make_model(), [make_batch()], config("textpruner_logits", precision=precision),
-        ("pos",), ffn_even_masking=False, reference=reference,
+        masked_rows(("pos",)), ffn_even_masking=False, reference=reference,
     )  # fmt: skip
     wanted = pruner.importance(
         make_model(), [make_batch()], use_logits=True, precision=precision,

@@ -15,6 +15,7 @@ from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
 from lert_ds.pretraining_objective import masked_logits
 from prune.importance import textpruner_model
+from prune.importance.rows import masked_rows
 from prune.importance.textpruner_model import (
     AsBert,
     FrugalPruner,
@@ -50,7 +51,7 @@ def make_batch(masked: int = 5) -> Batch:
 @pytest.mark.parametrize("tasks", [(), ("pos",), ("pos", "dep")])
 def test_the_loss_is_that_of_the_heads_at_the_masked_positions(tasks: tuple[str, ...]) -> None:
     model, batch = make_model(), make_batch()
-    found = AsBert(model, tasks, False, "fp32")(**batch._asdict())["loss"]
+    found = AsBert(model, masked_rows(tasks), False, "fp32")(**batch._asdict())["loss"]
     logits = masked_logits(model, batch)
     wanted = functional.cross_entropy(logits["mlm"], batch.labels)
     for task in tasks:
@@ -62,7 +63,7 @@ def test_the_loss_is_that_of_the_heads_at_the_masked_positions(tasks: tuple[str,
 
 def test_logits_are_those_of_every_position() -> None:
     model, batch = make_model(), make_batch()
-    found = AsBert(model, (), True, "fp32")(**batch._asdict())["logits"]
+    found = AsBert(model, masked_rows(), True, "fp32")(**batch._asdict())["logits"]
     assert found.shape == (4, 8, 45)
     wanted = masked_logits(model, batch)["mlm"]
     torch.testing.assert_close(found.flatten(0, 1)[batch.masked_positions], wanted)
@@ -71,11 +72,13 @@ def test_logits_are_those_of_every_position() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_precision_is_that_of_the_loss_and_of_the_copy_that_gives_labels(precision: Any) -> None:
     model, batch = make_model(), make_batch()
-    exact = AsBert(model, (), False, "fp32")(**batch._asdict())["loss"]
-    loss = AsBert(model, (), False, precision)(**batch._asdict())["loss"]
+    exact = AsBert(model, masked_rows(), False, "fp32")(**batch._asdict())["loss"]
+    loss = AsBert(model, masked_rows(), False, precision)(**batch._asdict())["loss"]
     assert (loss == exact) == (precision == "fp32")
     torch.testing.assert_close(loss, exact, rtol=0.02, atol=0)
-    pruner = FrugalPruner(model, TransformerPruningConfig(use_logits=True), (), precision)
+    pruner = FrugalPruner(
+        model, TransformerPruningConfig(use_logits=True), masked_rows(), precision
+    )
     assert pruner.model_rep.lert.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     assert model.dtype == torch.float32
     labels, logits = (
@@ -95,7 +98,7 @@ def test_no_gradient_is_computed_that_is_not_read(use_logits: bool) -> None:
 
     model.register_forward_pre_hook(look)
     config = TransformerPruningConfig(use_logits=use_logits)
-    FrugalPruner(model, config, (), "fp32").scores(as_mappings([make_batch()]))
+    FrugalPruner(model, config, masked_rows(), "fp32").scores(as_mappings([make_batch()]))
     names = {name.partition("encoder.layer.")[2][2:] for name in seen[0]}
     assert names == {
         "attention.output.dense.weight", "intermediate.dense.weight", "intermediate.dense.bias",
@@ -109,7 +112,7 @@ def test_nothing_is_written_and_no_folder_stays(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    pruner = FrugalPruner(make_model(), TransformerPruningConfig(), (), "fp32")
+    pruner = FrugalPruner(make_model(), TransformerPruningConfig(), masked_rows(), "fp32")
     pruner.scores(as_mappings([make_batch()]))
     assert not list(tmp_path.iterdir())
 
@@ -127,7 +130,7 @@ def test_bars_are_for_one_who_looks(
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     stock = textpruner_model.transformer_pruner.tqdm
-    pruner = FrugalPruner(make_model(), TransformerPruningConfig(), (), "fp32")
+    pruner = FrugalPruner(make_model(), TransformerPruningConfig(), masked_rows(), "fp32")
     pruner.scores(as_mappings([make_batch()]))
     printed = capsys.readouterr()
     assert ("Calculating IS" in printed.err) == shown
