@@ -75,7 +75,7 @@ def test_three_programs_compute_the_same(
     lert: Any, tensorflow_lert: Any, shape: Any, parameters: Any, checkpoint: Path, folder: Path,
     example: Any, batch_of: Any,
 ) -> None:  # fmt: skip
-    """Largest differences found: TensorFlow from NumPy 4e-6, ours from NumPy 2e-6."""
+    """Largest differences found: 5e-7 between TensorFlow and NumPy, 6e-7 between ours and it."""
     theirs = tensorflow_lert.run_checkpoint(checkpoint / "lert_model.ckpt", shape, example)
     result = lert.forward(parameters, shape, example)
     losses = lert.losses_of(result, example, lert.PUBLISHED)
@@ -89,12 +89,12 @@ def test_three_programs_compute_the_same(
         output = model(batch.input_ids, masked_positions=batch.masked_positions, **given)
         hidden = model.bert(batch.input_ids, **given).last_hidden_state
     ours = {"mlm": output.logits, **output.tag_logits}
-    assert np.abs(theirs["hidden"] - result.hidden[-1]).max() < 2e-5
-    assert np.abs(hidden.numpy() - result.hidden[-1]).max() < 2e-5
+    assert np.abs(theirs["hidden"] - result.hidden[-1]).max() < 5e-6
+    assert np.abs(hidden.numpy() - result.hidden[-1]).max() < 5e-6
     for name, logits in result.logits.items():
-        assert np.abs(theirs[f"{name}/logits"] - logits).max() < 2e-5
-        assert np.abs(ours[name].numpy() - logits).max() < 2e-5
-        assert theirs[f"{name}/loss"] == pytest.approx(losses[name], abs=1e-5)
+        assert np.abs(theirs[f"{name}/logits"] - logits).max() < 5e-6
+        assert np.abs(ours[name].numpy() - logits).max() < 5e-6
+        assert theirs[f"{name}/loss"] == pytest.approx(losses[name], abs=2e-6)
     assert masked_logits(model, batch).keys() == ours.keys()
 
 
@@ -110,7 +110,7 @@ def test_the_pooler_is_the_same(
             attention_mask=torch.from_numpy(example.input_mask),
             token_type_ids=torch.from_numpy(example.segment_ids),
         )
-    assert np.abs(output.pooler_output.numpy() - theirs["pooled"]).max() < 2e-5
+    assert np.abs(output.pooler_output.numpy() - theirs["pooled"]).max() < 5e-6
 
 
 def test_what_is_written_back_is_what_their_program_reads(
