@@ -172,13 +172,12 @@ def rows_of(batch: TaskBatch) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 2, 4, 8])
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(
+    ("micro_batch_size", "world_size"), [(1, 1), (2, 1), (8, 1), (1, 2), (4, 2), (2, 4)]
+)
 def test_the_stream_is_the_same_for_any_micro_batch_and_number_of_processes(
     make_features: Make, micro_batch_size: int, world_size: int
 ) -> None:
-    if 8 % (micro_batch_size * world_size):
-        pytest.skip("a step of 8 does not divide")
     features, steps = make_features(lengths_of(50)), 40
     order = LikeLengths(lengths_of(50), 8, 3)
     found: dict[int, list[Any]] = {}
