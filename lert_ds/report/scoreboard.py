@@ -1,271 +1,183 @@
-"""TensorFlow's names of BERT's weights and ours: one entry a weight, and everything accounted for.
+"""Fine-tunings beside published results: the table of LERT's paper, in the form of its cells.
 
-    bert/encoder/layer_0/attention/self/query/kernel   [hidden, hidden]
-    → bert.encoder.layer.0.attention.self.query.weight, transposed: TensorFlow's are [in, out]
+                              CMRC 2018 dev                OCNLI dev
+    Fine-tuned here
+      lert-small/model        62.0 (61.5) / 80.1 (79.9)¹   70.3 (69.8)
+    Published: base models
+      LERT-base               69.2 (68.4) / 88.1 (87.9)²   78.2 (77.5)²
 
-    cls/predictions/output_pos_layer/kernel            [hidden, 28]
-    → cls.predictions.output_pos.weight, transposed
+    ¹ trained on trial.json, 1,002 of the task's 10,142 examples
+    ² README of LERT, …
 
-Names and layouts: `src/modeling.py` and `src/run_pretraining.py` of ymcui/LERT, where every kernel
-is made by `tf.layers.dense`; those of Google's BERT, RoBERTa-wwm, MacBERT and PERT are the same.
+In percent, the best of the seeds and in brackets their mean. There is a column for each task and
+split that a fine-tuning has a result on. This is what is said; `scoreboard_text.py` says how.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import NamedTuple
 
-from lert_ds.configuration_lert import LertConfig
-from lert_ds.errors import ModelError
-from lert_ds.labels import TASKS
+from lert_ds.finetune.tasks import TASKS
+from lert_ds.report.finetune_results import SPLITS, Finetune
+from lert_ds.report.published import MODELS, TRAIN_EXAMPLES, Column, published
+from lert_ds.report.runs import telling_names
 
-Shape = tuple[int, ...]
-
-ENCODER, POOLER, MLM = "encoder", "pooler", "MLM head"
-
-_NEXT_SENTENCE = "next-sentence head, which LERT lacks"
-_LEFT_OUT_VARIABLES = {
-    r"(.*/)?(adam_[mv]|lamb_[mv]|Adam(_1)?)|global_step|beta[12]_power": "state of the optimizer",
-    r"cls/seq_relationship/output_(weights|bias)": _NEXT_SENTENCE,
-}
-_LEFT_OUT_PARAMETERS = {
-    r"(classifier|qa_outputs)\.(weight|bias)": "head of a fine-tuned task",
-    r"cls\.seq_relationship\.(weight|bias)": _NEXT_SENTENCE,
-}
-_OTHER_ARCHITECTURES = {
-    r"(electra|generator|discriminator_predictions|generator_predictions)[/.]": "an ELECTRA",
-    r"bert/encoder/(transformer|embedding_hidden_mapping_in)/|albert\.": "an ALBERT",
-    r".*\.ATTRIBUTES/|_CHECKPOINTABLE_OBJECT_GRAPH": "a TensorFlow 2 object",
-    r"output_(weights|bias)|loss/": "a fine-tuned BERT",
-}
+OWN = "Fine-tuned here"
+WHOLE = 0.98
+"""Share of a task's examples from which on a training counts as one on all of them: copies of a
+task differ by some that are empty or twice there."""
 
 
-class Entry(NamedTuple):
-    """One weight under both of its names."""
+class Cell(NamedTuple):
+    """A figure of the table."""
 
-    variable: str
-    """TensorFlow's."""
-    parameter: str
-    """Ours, in `model.safetensors`."""
-    shape: Shape
-    """Of the variable."""
-    keys: tuple[str, ...]
-    """The key of the configuration that each number of the shape comes from."""
-    part: str
-    """`encoder`, `pooler`, `MLM head`, or a linguistic task."""
-
-    @property
-    def transposed(self) -> bool:
-        """Whether the parameter is the variable transposed: TensorFlow's kernels are [in, out]."""
-        return self.variable.endswith("/kernel")
-
-    @property
-    def parameter_shape(self) -> Shape:
-        """Shape of the parameter."""
-        return self.shape[::-1] if self.transposed else self.shape
+    text: str
+    notes: tuple[int, ...] = ()
+    """Numbers of its footnotes, from 1."""
 
 
-class Match(NamedTuple):
-    """What of some weights becomes what, and what does not."""
+class Row(NamedTuple):
+    """A model."""
 
-    entries: tuple[Entry, ...]
-    """What is mapped."""
-    left_out: dict[str, str]
-    """Name of everything else that is there to the reason."""
-    missing: tuple[str, ...]
-    """Parts of a LERT that are not there."""
+    name: str
+    cells: list[Cell | None]
+    """One for each column; None is unknown."""
 
 
-class Names(NamedTuple):
-    """What messages call the two files that have to be of one model."""
+class Group(NamedTuple):
+    """Rows that stand together."""
 
-    weights: str
-    configuration: str
-
-
-def entries(config: LertConfig) -> tuple[Entry, ...]:
-    """Return the entry of every weight that a LERT of this shape can have, in one order."""
-    sizes = {key: int(getattr(config, key)) for key in _SIZES}
-    sizes |= {f"tag_sets.{task}": len((config.tag_sets or {})[task]) for task in config.tasks}
-    return tuple(
-        Entry(variable, parameter, tuple(sizes[key] for key in keys), keys, part)
-        for variable, parameter, keys, part in _named(config.num_hidden_layers, config.tasks)
-    )
+    title: str
+    is_own: bool
+    """Whether they were fine-tuned here, and not read in a publication."""
+    rows: list[Row]
 
 
-def tasks_of(variables: Iterable[str]) -> tuple[str, ...]:
-    """Return the linguistic tasks that a checkpoint's variables hold a head of."""
-    heads = (re.fullmatch(r"cls/predictions/output_(\w+)_layer/kernel", name) for name in variables)
-    return tuple(sorted(head[1] for head in heads if head))
+@dataclass(frozen=True)
+class Scoreboard:
+    """A table, whatever it is written in."""
+
+    heads: list[tuple[str, str]]
+    """Of each column the task with the split, and its metrics."""
+    groups: list[Group]
+    says: str
+    """What the figures are."""
+    footnotes: list[str]
 
 
-def match_variables(found: Mapping[str, Shape], config: LertConfig, names: Names) -> Match:
-    """Account for every variable of a TensorFlow checkpoint.
+@dataclass
+class _Footnotes:
+    """Texts by the number under which they are told."""
 
-    Args:
-        found: Name of each variable to its shape.
-        config: What the configuration beside it says; its tag sets are those of the heads there.
-        names: What to call the two in a message.
+    texts: list[str] = field(default_factory=list)
 
-    Raises:
-        ModelError: the weights are of another architecture, or not whole, or the configuration
-            contradicts them.
-    """
-    expected = {entry.variable: (entry, entry.shape) for entry in entries(config)}
-    _check_depth(found, r"bert/encoder/layer_(\d+)/", config, names)
-    return _match(found, expected, _LEFT_OUT_VARIABLES, names, config)
+    def number(self, text: str) -> int:
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text) + 1
 
 
-def match_parameters(found: Mapping[str, Shape], config: LertConfig, names: Names) -> Match:
-    """Account for every tensor of a model folder; arguments and errors as for `match_variables`."""
-    expected = {entry.parameter: (entry, entry.parameter_shape) for entry in entries(config)}
-    _check_depth(found, r"bert\.encoder\.layer\.(\d+)\.", config, names)
-    return _match(found, expected, _LEFT_OUT_PARAMETERS, names, config)
-
-
-def _match(
-    found: Mapping[str, Shape],
-    expected: Mapping[str, tuple[Entry, Shape]],
-    reasons: Mapping[str, str],
-    names: Names,
-    config: LertConfig,
-) -> Match:
-    others = [name for name in found if name not in expected]
-    left_out = {name: why for name in others if (why := _reason(name, reasons)) is not None}
-    _refuse_unknown([name for name in others if name not in left_out], names)
-    lacking: dict[str, list[str]] = {}
-    for name, (entry, _) in expected.items():
-        if name not in found:
-            lacking.setdefault(entry.part, []).append(name)
-    there = {entry.part for name, (entry, _) in expected.items() if name in found}
-    for part, absent in lacking.items():
-        if part in there or part == ENCODER:
-            raise ModelError(
-                f"{names.weights}: no {absent[0]}, which {names.configuration} asks for"
-                f"{_and_more(absent)}; the weights are not whole: copy or download them again"
-            )
-    if MLM in lacking and there - {ENCODER, POOLER}:
-        raise ModelError(
-            f"{names.weights}: linguistic heads ({', '.join(sorted(there - {ENCODER, POOLER}))}) "
-            "without the MLM head, on whose transform they stand; convert the whole checkpoint"
-        )
-    mapped = []
-    for name, (entry, shape) in expected.items():
-        if name in found:
-            _check_shape(name, found[name], shape, entry, names)
-            mapped.append(entry)
-    absent_tasks = (task for task in TASKS if task not in config.tasks)
-    return Match(tuple(mapped), left_out, (*lacking, *absent_tasks))
-
-
-def _reason(name: str, reasons: Mapping[str, str]) -> str | None:
-    return next((why for form, why in reasons.items() if re.fullmatch(form, name)), None)
-
-
-def _refuse_unknown(unknown: list[str], names: Names) -> None:
-    if not unknown:
-        return
-    name = min(unknown)
-    kinds = [
-        kind
-        for form, kind in _OTHER_ARCHITECTURES.items()
-        if any(re.match(form, each) for each in unknown)
+def scoreboard(finetunes: Sequence[Finetune]) -> Scoreboard:
+    """Return the table of fine-tunings, one at least, and of what is published on their tasks."""
+    columns = [
+        Column(name, split)
+        for name in TASKS
+        for split in SPLITS
+        if any(one.task.name == name and split in one.record["scores"] for one in finetunes)
     ]
-    raise ModelError(
-        f"{names.weights}: {f'it looks like {kinds[0]}' if kinds else 'another architecture'}, "
-        f"with {name}{_and_more(unknown)}; LERT, BERT, RoBERTa-wwm, MacBERT and PERT, as they are "
-        "pre-trained, can be converted"
+    notes = _Footnotes()
+    groups = [Group(OWN, True, _own_rows(finetunes, columns, notes))]
+    for title, models in MODELS.items():
+        rows = [_published_row(model, columns, notes) for model in models]
+        if known := [row for row in rows if any(row.cells)]:
+            groups.append(Group(title, False, known))
+    return Scoreboard([_head(column) for column in columns], groups, _says(finetunes), notes.texts)
+
+
+def _head(column: Column) -> tuple[str, str]:
+    task = TASKS[column.task]
+    names = {"accuracy": "accuracy", "em": "EM", "f1": "F1"}
+    return f"{task.title} {column.split}", " / ".join(names[metric] for metric in task.metrics)
+
+
+def _says(finetunes: Sequence[Finetune]) -> str:
+    counts = sorted({one.seeds for one in finetunes})
+    splits = {split for one in finetunes for split in one.record["scores"]} & set(SPLITS)
+    told = " and ".join(split for split in SPLITS if split in splits)
+    alone = "; of one seed both are its own" if 1 in counts else ""
+    return (
+        f"In percent, the best and in brackets the mean of {_seeds_text(counts)} on the {told} "
+        f"set{alone}. Each run's weights are those that did best on dev."
     )
 
 
-def _and_more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+def _seeds_text(counts: Sequence[int]) -> str:
+    if len(counts) == 1:
+        return f"{counts[0]} seed{'' if counts[0] == 1 else 's'}"
+    return f"{counts[0]} to {counts[-1]} seeds"
 
 
-def _check_depth(found: Iterable[str], form: str, config: LertConfig, names: Names) -> None:
-    layers = {int(place[1]) + 1 for name in found if (place := re.match(form, name))}
-    if layers and max(layers) != config.num_hidden_layers:
-        raise ModelError(
-            f"{names.configuration}: num_hidden_layers = {config.num_hidden_layers}, but "
-            f"{names.weights} has {max(layers)} layers; the two are not of one model"
-        )
+def _own_rows(
+    finetunes: Sequence[Finetune], columns: Sequence[Column], notes: _Footnotes
+) -> list[Row]:
+    """Return a row for each model; further ones where it was fine-tuned for a task again."""
+    by_start: dict[PurePath, list[dict[str, Finetune]]] = {}
+    for one in finetunes:
+        rows = by_start.setdefault(PurePath(one.start), [])
+        place = next((row for row in rows if one.task.name not in row), None)
+        if place is None:
+            rows.append(place := {})
+        place[one.task.name] = one
+    found = []
+    for name, rows in zip(telling_names(list(by_start), 2), by_start.values(), strict=True):
+        for row in rows:
+            first = next(iter(row.values()))
+            which = f"{name} in {first.name}" if len(rows) > 1 else name
+            counts = sorted({one.seeds for one in row.values()})
+            cells = [_own_cell(row.get(column.task), column, notes) for column in columns]
+            found.append(Row(f"{which}, {_seeds_text(counts)}", cells))
+    return found
 
 
-def _check_shape(name: str, found: Shape, wanted: Shape, entry: Entry, names: Names) -> None:
-    if found == wanted:
-        return
-    keys = entry.keys[::-1] if wanted != entry.shape else entry.keys
-    differing = [
-        f"{key} = {want}"
-        for key, want, there in zip(keys, wanted, found, strict=False)
-        if want != there
-    ]
-    for task in (key.removeprefix("tag_sets.") for key in keys if key.startswith("tag_sets.")):
-        raise ModelError(
-            f"{names.weights}: {name} is {list(found)}, but the tag set of {task} makes it "
-            f"{list(wanted)}; name the tags of its classes, in their order, under tag_sets.{task} "
-            f"in {names.configuration}"
-        )
-    raise ModelError(
-        f"{names.configuration}: {' and '.join(dict.fromkeys(differing)) or 'its sizes'} "
-        f"would make {name} {list(wanted)}, but in {names.weights} it is {list(found)}; the two "
-        "are not of one model"
-    )
+def _own_cell(one: Finetune | None, column: Column, notes: _Footnotes) -> Cell | None:
+    if one is None or column.split not in one.record["scores"]:
+        return None
+    shown = []
+    for metric in one.task.metrics:
+        score = one.score(column.split, metric)
+        assert score is not None
+        shown.append(f"{100 * score[0]:.1f} ({100 * score[1]:.1f})")
+    numbers = tuple(notes.number(text) for text in _differences(one, column.split))
+    return Cell(" / ".join(shown), numbers)
 
 
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-)
-_H = "hidden_size"
-_Named = tuple[str, str, tuple[str, ...], str]
-
-
-def _named(layers: int, tasks: Iterable[str]) -> Iterator[_Named]:
-    """Yield (variable, parameter, keys of its shape, part) of every weight."""
-    for table, key in (
-        ("word", "vocab_size"),
-        ("position", "max_position_embeddings"),
-        ("token_type", "type_vocab_size"),
-    ):
+def _differences(one: Finetune, split: str) -> Iterator[str]:
+    """Yield what keeps a result from being one on the task as its owners made it."""
+    files: Mapping[str, str] = one.record["files"]
+    title = one.task.title
+    source = files.get(split)
+    if source is None:
+        yield f"{title} {split}: held out from {files.get('train')}, the owners' set is another"
+    elif source.removesuffix(".gz") not in one.task.files[split]:  # type: ignore[index]
+        yield f"{title} {split}: read from {source}, not a file of the owners by its name"
+    count, whole = one.record["examples"].get("train"), TRAIN_EXAMPLES[one.task.name]
+    if isinstance(count, int) and count < WHOLE * whole:
         yield (
-            f"bert/embeddings/{table}_embeddings",
-            f"bert.embeddings.{table}_embeddings.weight",
-            (key, _H),
-            ENCODER,
+            f"{title}: trained on {count:,} examples of {files.get('train')}, where the task has "
+            f"{whole:,}"
         )
-    yield from _norm("bert/embeddings", "bert.embeddings", ENCODER)
-    for number in range(layers):
-        there, here = f"bert/encoder/layer_{number}", f"bert.encoder.layer.{number}"
-        for name in ("query", "key", "value"):
-            place = (f"{there}/attention/self/{name}", f"{here}.attention.self.{name}")
-            yield from _dense(*place, (_H, _H), ENCODER)
-        for name, keys in (
-            ("attention/output", (_H, _H)),
-            ("intermediate", (_H, "intermediate_size")),
-            ("output", ("intermediate_size", _H)),
-        ):
-            place = (f"{there}/{name}", f"{here}.{name.replace('/', '.')}")
-            yield from _dense(f"{place[0]}/dense", f"{place[1]}.dense", keys, ENCODER)
-            if name != "intermediate":
-                yield from _norm(*place, ENCODER)
-    yield from _dense("bert/pooler/dense", "bert.pooler.dense", (_H, _H), POOLER)
-    transform = ("cls/predictions/transform", "cls.predictions.transform")
-    yield from _dense(f"{transform[0]}/dense", f"{transform[1]}.dense", (_H, _H), MLM)
-    yield from _norm(*transform, MLM)
-    yield "cls/predictions/output_bias", "cls.predictions.bias", ("vocab_size",), MLM
-    for task in tasks:
-        place = (f"cls/predictions/output_{task}_layer", f"cls.predictions.output_{task}")
-        yield from _dense(*place, (_H, f"tag_sets.{task}"), task)
 
 
-def _dense(variable: str, parameter: str, keys: tuple[str, str], part: str) -> Iterator[_Named]:
-    yield f"{variable}/kernel", f"{parameter}.weight", keys, part
-    yield f"{variable}/bias", f"{parameter}.bias", keys[1:], part
-
-
-def _norm(variable: str, parameter: str, part: str) -> Iterator[_Named]:
-    yield f"{variable}/LayerNorm/gamma", f"{parameter}.LayerNorm.weight", (_H,), part
-    yield f"{variable}/LayerNorm/beta", f"{parameter}.LayerNorm.bias", (_H,), part
+def _published_row(model: str, columns: Sequence[Column], notes: _Footnotes) -> Row:
+    figures = published()[model]
+    cells: list[Cell | None] = []
+    for column in columns:
+        figure = figures.get(column)
+        if figure is None:
+            cells.append(None)
+            continue
+        source = figure.source
+        told = f"{source.title}, {source.url} at {source.commit}: {source.says}"
+        cells.append(Cell(figure.text, (notes.number(told),)))
+    return Row(model, cells)
