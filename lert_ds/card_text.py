@@ -44,7 +44,7 @@ def what_it_is(config: Tree, run: Tree | None, origin: Origin) -> str:
     tasks = [_TASK_NAMES.get(task, code(task)) for task in tag_sets(config)]
     if tasks and architecture_of(config).endswith("ForPreTraining"):
         text += (
-            " Beside the head that fills [MASK] it has heads for the masked word's "
+            " Beside the head that fills [MASK] it has heads that tag the masked words: "
             f"{', '.join(tasks)}."
         )
     if run is not None and (before := number(as_tree(run.get("parameters")).get("before"))):

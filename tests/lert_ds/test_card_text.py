@@ -33,7 +33,7 @@ def test_what_it_is_names_its_models_as_they_are_called_elsewhere() -> None:
     config = {"architectures": ["LertForPreTraining"], "tag_sets": TAGS}
     text = card_text.what_it_is(config, run, origin)
     assert text.startswith("From `hfl/a` and `big`. ")
-    assert "heads for the masked word's part of speech, dependency relations." in text
+    assert "heads that tag the masked words: part of speech, dependency relations." in text
     assert "It had 1,234 parameters before." in text
     # A name of two parts may be a folder: it is shown as one of the hub only where that is known.
     assert "`a`" in card_text.what_it_is(config, {}, origin)

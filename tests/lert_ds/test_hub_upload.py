@@ -161,13 +161,18 @@ def test_a_bad_name_is_told_before_anything_is_done(name: str, hub: Hub, folder:
     assert not hub.calls
 
 
-def test_without_a_token_the_command_to_repeat_is_told(
+def test_without_a_token_it_is_told_how_to_get_one(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    with pytest.raises(UserError, match=r"hf auth login.*--push-to-hub me/x --private --rev.* b"):
-        push(folder, "me/x", private=True, revision="b")
+    with pytest.raises(UserError, match=r"me/x: there is no token .*hf auth login"):
+        push(folder, "me/x")
     assert not hub.calls
+
+
+def test_the_command_that_uploads_is_one_for_a_shell() -> None:
+    told = hub_upload.command(Path("runs/my model"), "me/x", private=True, revision="a;b")
+    assert told == "lert-ds card 'runs/my model' --push-to-hub me/x --private --revision 'a;b'"
 
 
 def response_error(status: int) -> Exception:
