@@ -90,15 +90,26 @@ def run(arguments: argparse.Namespace) -> None:
 def read_runs(name: str, model: str, overrides: Sequence[str]) -> list[FinetuneRun]:
     """Return the configuration of each task that is asked for.
 
+    Of `all`, an `output` is the folder that gets one named after each task.
+
     Raises:
         ConfigError: no such task or key, or `all` and no task's files are there.
     """
     if name != ALL:
-        return [_read(name, model, overrides)]
+        one = _read(name, model, overrides)
+        others = TASKS.keys() - {find_task(one.task.name).name}
+        for override in overrides:
+            if override.partition(".")[0] in others:
+                raise ConfigError(f"{override}: the task is {one.task.name}; take this out")
+        return [one]
     runs, absent = [], []
+    is_shared = any(override.startswith("output=") for override in overrides)
     for task in TASKS:
         one = _read(task, model, overrides)
-        is_there = (one.task.data / task).is_dir()
+        if is_shared and not any(override.startswith(f"{task}.output=") for override in overrides):
+            one = one.model_copy(update={"output": one.output / task})
+        names = (task, *TASKS[task].aliases)
+        is_there = any((one.task.data / name).is_dir() for name in names)
         if is_there and "train" in find_files(one.task, TASKS[task]):
             runs.append(one)
         else:
@@ -114,17 +125,19 @@ def read_runs(name: str, model: str, overrides: Sequence[str]) -> list[FinetuneR
 
 
 def _read(name: str, model: str, overrides: Sequence[str]) -> FinetuneRun:
-    of_all, of_this = [], [f"model={model}"]
-    own = "" if name.endswith(".toml") else find_task(name).name
-    for override in overrides:
-        head, _, rest = override.partition(".")
-        if head not in TASKS:
-            of_all.append(override)
-        elif head == own:
-            of_this.append(rest)
-    preset = name if name.endswith(".toml") else f"finetune-{own}"
+    preset = name if name.endswith(".toml") else f"finetune-{find_task(name).name}"
     path = config.find(preset, [PRESETS], "finetune")
-    return config.load(FinetuneRun, path, [*of_all, *of_this])
+    of_all = [override for override in overrides if override.partition(".")[0] not in TASKS]
+    own = f"{_task_of(path, of_all)}."
+    of_this = [override.removeprefix(own) for override in overrides if override.startswith(own)]
+    return config.load(FinetuneRun, path, [*of_all, *of_this, f"model={model}"])
+
+
+def _task_of(path: Path, overrides: Sequence[str]) -> str:
+    """Return the task of a file: what it says itself, whatever its name."""
+    task = config.read_tree(path, overrides).get("task")
+    name = task.get("name") if isinstance(task, dict) else None
+    return find_task(name).name if isinstance(name, str) and name else ""
 
 
 def finetune(asked: FinetuneRun) -> dict[str, Any] | None:
