@@ -70,7 +70,8 @@ def push(
     api = HfApi()
     if huggingface_hub.get_token() is None:
         raise UserError(
-            f"{name}: there is no token for the Hugging Face hub; say `hf auth login`, or set HF_TOKEN"
+            f"{name}: there is no token for the Hugging Face hub; say `hf auth login`, or set "
+            "HF_TOKEN"
         )
     with _told(name):
         made = api.create_repo(name, private=private is not False, exist_ok=True)

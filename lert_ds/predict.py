@@ -150,6 +150,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     gold = tag_evaluation.read_gold(arguments.gold, arguments.pos_column, arguments.strip_subtypes)
     tagger = _tagger(arguments)
+    tag_evaluation.refuse_other_tags(arguments.gold, gold, tagger.tag_sets)
     evaluation = tag_evaluation.TagEvaluation(tagger.tag_sets)
     for start in range(0, len(gold), SENTENCES_AT_ONCE):
         part = gold[start : start + SENTENCES_AT_ONCE]

@@ -63,6 +63,26 @@ def read_gold(
     return sentences
 
 
+def refuse_other_tags(path: Path, gold: Sequence[AnnotatedSentence], tag_sets: TagSets) -> None:
+    """Refuse sentences that have no tag which the model could give, before it tags any.
+
+    Raises:
+        UserError: names the commonest tag of each task.
+    """
+    seen: dict[str, Counter[str]] = {task: Counter() for task in tag_sets}
+    for sentence in gold:
+        for task, counts in seen.items():
+            counts.update(tag for tag in getattr(sentence, task) or () if tag is not None)
+    if any(counts.keys() & set(tag_sets[task]) for task, counts in seen.items()):
+        return
+    commonest = [f"{task} {counts.most_common(1)[0][0]}" for task, counts in seen.items() if counts]
+    raise UserError(
+        f"--gold {path}: it has no tag that the model knows "
+        f"({'; '.join(commonest) or 'none at all'}); name a file with the tags that the model was "
+        "trained on, or look at --pos-column"
+    )
+
+
 @dataclass
 class _Counts:
     hits: Counter[str] = field(default_factory=Counter)

@@ -9,7 +9,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 from lert_ds.corpus.sentence import AnnotatedSentence
 from lert_ds.errors import UserError
 from lert_ds.predictions import Candidate
-from lert_ds.tag_evaluation import TagEvaluation, read_gold
+from lert_ds.tag_evaluation import TagEvaluation, read_gold, refuse_other_tags
 from lert_ds.tagged import TaggedSentence, TaggedWord
 
 GOLD = ["n", "n", "v", "a", "n", "v", None, "other", "n"]
@@ -84,6 +84,18 @@ def test_what_is_refused(name: str, content: str | None, message: str, tmp_path:
         (tmp_path / name).write_text(content, "utf-8")
     with pytest.raises(UserError, match=message):
         read_gold(tmp_path / name)
+
+
+def test_tags_of_another_kind_are_refused_before_any_work() -> None:
+    sets = {"pos": ["n", "v"], "dep": ["HED"]}
+    path = Path("gold.conllu")
+    other = AnnotatedSentence("ab", ["a", "b"], pos=["NOUN", None], dep=["root", "HED"])
+    refuse_other_tags(path, [other], sets)
+    with pytest.raises(UserError, match=r"gold.conllu: it has no tag .* \(pos NOUN\); name a file"):
+        refuse_other_tags(path, [other], {"pos": ["n"]})
+    bare = AnnotatedSentence("ab", ["a", "b"])
+    with pytest.raises(UserError, match="none at all"):
+        refuse_other_tags(path, [bare, bare], sets)
 
 
 def test_another_encoding_is_refused(tmp_path: Path) -> None:
