@@ -25,10 +25,14 @@ from lert_ds.finetune.task_data import TaskData
 from lert_ds.finetune.task_evaluation import evaluate_model
 from lert_ds.finetune.tasks import Task
 from lert_ds.machine import multiplies_bf16
+from lert_ds.model_source import CONFIG
 from lert_ds.train.engine import device
 
 SCORES = "scores.json"
 """In the folder of a seed: what its best weights reach; it is finished then."""
+
+_WITH_CLASSES = ("ForSequenceClassification", "ForTokenClassification")
+"""How the classes of models end whose head is of one task's classes."""
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +72,23 @@ def shape_for(model: str, task: Task) -> LertConfig:
     Raises:
         ModelError: it was fine-tuned for other classes.
     """
-    config = model_dir.read_config(model_dir.resolve(model), **label_names(task))
+    folder = model_dir.resolve(model)
+    before = model_dir.read_config(folder)
+    # By its class, before its weights: a head of another size would be refused as a damaged file.
+    tree = json.loads((folder / CONFIG).read_text("utf-8"))
+    if any(str(name).endswith(_WITH_CLASSES) for name in tree.get("architectures") or ()):
+        _refuse_other_classes(model, before, task)
+    config = model_dir.read_config(folder, **label_names(task))
     config.tag_sets = None
     return config
+
+
+def _refuse_other_classes(source: str, before: LertConfig, task: Task) -> None:
+    if task.labels and before.id2label != label_names(task)["id2label"]:
+        raise ModelError(
+            f"{source}: it was fine-tuned for {', '.join(map(str, before.id2label.values()))}, not "
+            f"for {task.title}; start from a pre-trained model"
+        )
 
 
 def label_names(task: Task) -> dict[str, Any]:
@@ -92,12 +110,8 @@ def load(source: str, task: Task) -> PreTrainedModel:
         raise ModelError(
             f"{source}: it has no weights for {missing[0]}, so it is no pre-trained model; name one"
         )
-    is_fresh = any(name.startswith(("classifier.", "qa_outputs.")) for name in report.random)
-    if not is_fresh and task.labels and before.id2label != model.config.id2label:
-        raise ModelError(
-            f"{source}: it was fine-tuned for {', '.join(map(str, before.id2label.values()))}, not "
-            f"for {task.title}; start from a pre-trained model"
-        )
+    if not any(name.startswith(("classifier.", "qa_outputs.")) for name in report.random):
+        _refuse_other_classes(source, before, task)
     return model
 
 
