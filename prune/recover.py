@@ -70,6 +70,11 @@ def as_pretraining(config: RecoverRun) -> pretrain.PretrainRun:
     Raises:
         ConfigError: a teacher is named, which this objective would not ask.
     """
+    if config.task is not None:
+        raise ConfigError(
+            f"task: objective=pretraining has none; say lert-ds finetune {config.task.name} "
+            f"{config.model}, or objective=distillation"
+        )
     if config.teacher:
         raise ConfigError(
             "teacher: objective=pretraining has none; leave it out, or say objective=distillation"

@@ -1,7 +1,7 @@
 """What `lert-ds finetune` can be asked for."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,8 @@ class FinetuneRun(TrainingRun):
     evaluations_per_epoch: int = Field(1, ge=1)
     """How often the weights are judged on the dev file; those that did best there are the result.
     A checkpoint is saved as often, unless train.save_every=0."""
+    choose: Literal["best", "last"] = "best"
+    """Which weights are the result: those that did best on the dev file, or the last ones."""
     keep_models: bool = False
     """Keep the model of every seed, not only the best one's."""
     deepspeed: Path = BY_THE_MACHINE

@@ -136,8 +136,9 @@ def run_seed(plan_of_all: Plan, seed: int, data: TaskData) -> dict[str, Any] | N
         objective = FinetuneObjective(model, data.task.kind)
         with run_folder.prepared(run, data) as peers:
             trained = training.fit(
-                run, objective, data, plan_of_all.numbers, peers, best_by=data.task.score
-            )
+                run, objective, data, plan_of_all.numbers, peers,
+                best_by=data.task.score if run.choose == "best" else None,
+            )  # fmt: skip
             if trained is None:
                 return None
             if distributed.is_main():

@@ -47,7 +47,8 @@ def masked_rows(tasks: Sequence[str] = ()) -> Ask:
         logits = masked_logits(model, batch)
         labels = {"mlm": batch.labels}
         for task in tasks:
-            tags = batch.tags[task]
+            # A head may have tags that a corpus lacks: fisher draws them.
+            tags = batch.tags.get(task, torch.full_like(batch.labels, IGNORE_INDEX))
             labels[task] = tags.masked_fill(tags == IGNORE_INDEX, UNKNOWN)
         examples = batch.masked_positions // batch.input_ids.shape[1]
         return Rows({name: logits[name] for name in labels}, labels, examples)

@@ -1,10 +1,12 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lert_ds.model_surgery import Cut, cut
+from prune.importance.rows import Ask
 from prune.importance.scorer import Scorer
 from prune.prune_config import PruneRun
 from prune.pruning_text import PruningText
@@ -48,8 +50,8 @@ def test_fisher_asks_every_head_and_labels_only_those_with_tags(
 ) -> None:
     asked = []
 
-    def score(model: object, batches: object, config: object, tasks: object, **_: object) -> None:
-        asked.append(tasks)
+    def score(model: Any, batches: Any, config: object, ask: Ask, **_: object) -> None:
+        asked.append(tuple(ask(model, next(iter(batches))).labels))
 
     monkeypatch.setattr("prune.importance.scoring.score", score)
     for method in ("fisher", "gate_gradient"):
@@ -58,4 +60,4 @@ def test_fisher_asks_every_head_and_labels_only_those_with_tags(
         assert text.train is not None
         text.train.manifest.tag_sets["dep"] = ["other", "tags"]
         Scorer(run, text)(load(run.model))
-    assert asked == [("pos", "dep"), ("pos",)]
+    assert asked == [("mlm", "pos", "dep"), ("mlm", "pos")]

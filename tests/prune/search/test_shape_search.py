@@ -52,8 +52,8 @@ def test_a_word_without_a_piece_costs_the_candidate(prune_run: Make, small_model
     model = load(str(small_model))
     text = PruningText.open(prune_run(), small_model, 32)
     batches = text.repair_batches(32)
-    whole = shape_search._loss(model, batches, None, 45, 1)
+    whole = text.trial_loss(model, batches, None, 45, 1)
     pieces = torch.tensor([0, 1, 2, 3, 4])
-    none_left = shape_search._loss(cut(model, Cut(pieces=pieces)), batches, pieces, 45, 1)
+    none_left = text.trial_loss(cut(model, Cut(pieces=pieces)), batches, pieces, 45, 1)
     assert none_left == pytest.approx(3.80666, abs=1e-4)  # ln 45: it can say nothing
     assert whole != pytest.approx(none_left, abs=1e-2)
