@@ -7,7 +7,7 @@ data/ocnli/train.50k.json ─read→ examples ─encode→ features ─by length
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,28 +103,28 @@ class TaskData:
         """Pass: the files were read whole when they were opened."""
 
 
-def open_task(settings: TaskConfig, tokenizer_folder: Path, config: LertConfig) -> TaskData:
+def open_task(
+    settings: TaskConfig, tokenizer_folder: Path, config: LertConfig, *, to_train: bool = True
+) -> TaskData:
     """Return a task in the ids of a model's tokenizer.
 
     Args:
         settings: Which task, and where its files are.
         tokenizer_folder: A model folder.
         config: Of the model that will read it: its positions limit the rows.
+        to_train: Whether it is trained on; to evaluate, `train` stays empty, and no file of it is
+            needed where there is one for dev: XNLI's takes minutes.
 
     Raises:
         UserError: there is no such task or file, or something in a file is wrong.
     """
     task = find_task(settings.name)
     found = find_files(settings, task)
-    if "train" not in found:
+    if not to_train and "dev" in found:
+        found.pop("train", None)
+    elif "train" not in found:
         raise _missing(settings, task, "train")
-    examples = {split: _read(task, path, split) for split, path in found.items()}
-    if "dev" not in examples:
-        examples["train"], examples["dev"] = _held_out(examples["train"], settings, found["train"])
-    for split, some in examples.items():
-        if not some:
-            path = found.get(split, found["train"])
-            raise UserError(f"{path}: there is no example for {split} in it; give a file with some")
+    examples = read_examples(task, settings, found)
     max_length = min(settings.max_length, config.max_position_embeddings)
     tokenizer = tokenizer_files.load(tokenizer_folder)
     if len(tokenizer) > config.vocab_size:
@@ -132,6 +132,9 @@ def open_task(settings: TaskConfig, tokenizer_folder: Path, config: LertConfig) 
             f"{tokenizer_folder}: its tokenizer has {len(tokenizer)} pieces, its model embeds "
             f"{config.vocab_size}; they are not of one model"
         )
+
+    if not to_train:
+        examples["train"] = []
 
     def part(split: Split) -> Part:
         features = KINDS[task.kind].encode(examples[split], tokenizer, settings, max_length)
@@ -151,6 +154,24 @@ def open_task(settings: TaskConfig, tokenizer_folder: Path, config: LertConfig) 
         files={split: path.name for split, path in found.items()},
         fingerprint=_fingerprint(settings, max_length, found, tokenizer),
     )
+
+
+def read_examples(
+    task: Task, settings: TaskConfig, files: Mapping[Split, Path]
+) -> dict[Split, list[Any]]:
+    """Return the examples of files by split; what `dev` has no file for is held out of `train`.
+
+    Raises:
+        UserError: something in a file is wrong, or one has no example.
+    """
+    examples = {split: _read(task, path, split) for split, path in files.items()}
+    if "dev" not in examples:
+        examples["train"], examples["dev"] = _held_out(examples["train"], settings, files["train"])
+    for split, some in examples.items():
+        if not some:
+            path = files[split if split in files else "train"]
+            raise UserError(f"{path}: there is no example for {split} in it; give a file with some")
+    return examples
 
 
 def folder_of(settings: TaskConfig, task: Task) -> Path:
