@@ -181,7 +181,7 @@ def test_what_is_finished_is_not_trained_again(
 
 
 def test_the_best_evaluations_weights_are_the_result(
-    finetune: Finetune, write_task: Any, tasks_upside_down: Path, tmp_path: Path
+    finetune: Finetune, tasks_upside_down: Path, tmp_path: Path
 ) -> None:
     finetune("bq", f"task.data={tasks_upside_down}", "train.steps=60", "seeds=[3]")
     records = evaluations(tmp_path / "run/seed-3")
@@ -190,6 +190,15 @@ def test_the_best_evaluations_weights_are_the_result(
     assert accuracies[-1] < max(accuracies) == scores["dev"]["accuracy"]
     first = next(r for r in records if r["accuracy"] == max(accuracies))
     assert scores["chosen_step"] == first["step"] < scores["steps"] == 60
+    # Where the last weights are asked for, they are the result.
+    last = tmp_path / "last"
+    finetune(
+        "bq", f"task.data={tasks_upside_down}", "train.steps=60", "seeds=[3]", "choose=last",
+        f"output={last}",
+    )  # fmt: skip
+    scores = read(last / "seed-3/scores.json")
+    assert scores["chosen_step"] == 60
+    assert scores["dev"]["accuracy"] == accuracies[-1]
 
 
 @pytest.fixture

@@ -12,7 +12,13 @@ from lert_ds import model_dir, tokenizer_files
 from lert_ds.errors import ConfigError, ModelError, UserError
 from lert_ds.finetune.readers import read_entities
 from lert_ds.finetune.settings import TaskConfig
-from lert_ds.finetune.task_data import TaskData, find_files, folder_of, open_task
+from lert_ds.finetune.task_data import (
+    TaskData,
+    find_files,
+    folder_of,
+    open_task,
+    read_examples,
+)
 from lert_ds.finetune.tasks import TASKS
 from lert_ds.train.trainer import TrainConfig
 
@@ -249,3 +255,34 @@ def test_processes_share_the_batches(
         shares = list(stream.evaluation())
         assert len(shares) == 1
     assert sorted(shared) == alone
+
+
+@pytest.mark.parametrize("name", ["ocnli", "msra"])
+def test_to_evaluate_nothing_to_train_on_is_needed(
+    opened: Open, write_task: Any, tiny_model: Path, tmp_path: Path, name: str
+) -> None:
+    place = write_task(tmp_path, name, 30)
+    whole = opened(tmp_path, name)
+    config = model_dir.read_config(tiny_model)
+    if "dev" in whole.files:  # else its dev part is held out of what is trained on
+        (place / whole.files["train"]).unlink()
+    settings = TaskConfig(name=name, data=tmp_path)
+    data = open_task(settings, tiny_model, config, to_train=False)
+    assert len(data.train.examples) == len(data.train.features) == 0
+    assert data.dev.examples == whole.dev.examples
+    assert [f.input_ids.tolist() for f in data.dev.features] == [
+        f.input_ids.tolist() for f in whole.dev.features
+    ]
+    for path in place.iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=f"there is no {TASKS[name].files['train'][0]}"):
+        open_task(settings, tiny_model, config, to_train=False)
+
+
+def test_examples_are_read_without_a_tokenizer(opened: Open, task_files: Path) -> None:
+    for name in ("bq", "msra", "drcd"):
+        settings, task = TaskConfig(name=name, data=task_files), TASKS[name]
+        examples = read_examples(task, settings, find_files(settings, task))
+        data = opened(task_files, name)
+        for split in ("train", "dev", "test"):
+            assert examples[split] == getattr(data, split).examples
