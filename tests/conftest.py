@@ -203,13 +203,23 @@ def training_losses() -> Callable[[Path], list[float]]:
     return read
 
 
-def _launch_module(name: str) -> ModuleType:
-    """Import tests/launch/NAME.py, which is in no package; skip where its tools are missing."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / "launch" / f"{name}.py")
+def _module(path: Path) -> ModuleType:
+    """Import a file that is in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+_tasks = _module(ROOT / "tests" / "tiny_tasks.py")
+write_task, tiny_model = _tasks.write_task, _tasks.tiny_model
+
+
+def _launch_module(name: str) -> ModuleType:
+    """Import tests/launch/NAME.py; skip where its tools are missing."""
+    module = _module(ROOT / "tests" / "launch" / f"{name}.py")
     if lacking := module.missing():
         pytest.skip(lacking)
     return module

@@ -16,13 +16,15 @@ def latency(milliseconds: float, ratio: float | None) -> dict[str, Any]:
 RECORD: dict[str, Any] = {
     "columns": [
         {
-            "name": "first", "runtime": "PyTorch, fp32", "masked_positions": True, "positions": 512,
+            "name": "first", "runtime": "PyTorch, fp32", "head": "mlm", "positions": 512,
+            "scores": "at the [MASK]s", "task": None,
             "parameters": 4_000_000, "bytes": 16 * 2**20, "memory_bytes": 400 * 2**20,
             "held_out": {"mlm/loss": 5.25, "pos/accuracy": 0.5, "mlm/accuracy": 0.25,
                          "pos/loss": 2.0, "mlm/unknown_share": 0.0},
         },
         {
-            "name": "a|b 中", "runtime": "ONNX Runtime, int8", "masked_positions": False,
+            "name": "a|b 中", "runtime": "ONNX Runtime, int8", "head": "mlm",
+            "scores": "everywhere", "task": None,
             "positions": 128, "parameters": None, "bytes": 2 * 2**20, "memory_bytes": 100 * 2**20,
             "held_out": {"mlm/loss": 5.5, "mlm/accuracy": 0.2, "mlm/unknown_share": 0.125},
         },
@@ -33,6 +35,7 @@ RECORD: dict[str, Any] = {
         {"threads": 2, "batch_size": 32, "length": 512, "columns": [latency(1234.5, 1.0), None]},
     ],
     "held_out": {"corpus": ["c"], "instances": 1024, "length": 128},
+    "task": None,
     "machine": {"cpu": "A processor"},
     "config": {"masked_share": 0.15, "rounds": 5},
 }  # fmt: skip
