@@ -157,13 +157,13 @@ def _indexes(folder: Path, deep: bool = True) -> list[Path]:
 
 
 def _of(folder: Path, form: str, *, deep: bool = True) -> list[Path]:
-    """Return the files of a form; none hidden, and none of a Mac's copies of attributes."""
+    """Return the files of a form; none hidden, as a Mac's attributes in an archive are."""
     found = folder.rglob(form) if deep else folder.glob(form)
     return sorted(
         path
         for path in found
         if path.is_file()
-        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
 
 

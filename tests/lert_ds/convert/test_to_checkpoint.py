@@ -161,6 +161,31 @@ def test_old_names_in_a_pickle(
     check_with(stand_in, tmp_path / "tf", weights, tiny_config(), {"encoder", MLM, POOLER})
 
 
+def test_a_bias_that_is_the_decoders_alone(
+    stand_in: Any, save: Any, tiny_config: Any, tmp_path: Path
+) -> None:
+    folder, weights = save()
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["cls.predictions.decoder.bias"] = tensors.pop("cls.predictions.bias")
+    save_file(tensors, path)
+    CheckpointPlan(str(folder)).write(tmp_path / "tf", {})
+    check_with(stand_in, tmp_path / "tf", weights, tiny_config(), {"encoder", MLM})
+
+
+def test_the_vocabulary_is_copied_as_it_is_or_made_anew(
+    stand_in: Any, save: Any, vocabulary: Path, tmp_path: Path
+) -> None:
+    content = (vocabulary / "vocab.txt").read_bytes()
+    (vocabulary / "vocab.txt").write_bytes(content.removesuffix(b"\n"))
+    folder, _ = save(pieces=vocabulary)
+    CheckpointPlan(str(folder)).write(tmp_path / "tf", {})
+    assert (tmp_path / "tf" / "vocab.txt").read_bytes() == content.removesuffix(b"\n")
+    (folder / "vocab.txt").unlink()
+    CheckpointPlan(str(folder)).write(tmp_path / "tf", {})
+    assert (tmp_path / "tf" / "vocab.txt").read_bytes() == content
+
+
 def test_a_fine_tuned_folder_keeps_its_task_head_to_itself(
     stand_in: Any, save: Any, save_bert: Any, tiny_config: Any, tmp_path: Path
 ) -> None:
