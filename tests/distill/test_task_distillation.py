@@ -20,6 +20,9 @@ COMMON = [
     "train.batch_size=16", "train.micro_batch_size=16", "train.learning_rate=3e-3",
     "train.save_every=0", "train.report_every=5",
 ]  # fmt: skip
+SMALLER = [
+    "pruning.target_num_of_heads=1", "pruning.target_ffn_size=32", "pruning.multiple_of=8",
+]  # fmt: skip
 Call = Callable[..., str]
 
 
@@ -96,7 +99,7 @@ def test_a_fine_tuned_model_is_pruned_and_recovered(
     command_line(
         [
             "prune", "prune-task", f"model={model}", f"output={tmp_path / 'pruned'}", *task,
-            "pruning.target_num_of_heads=1", "pruning.target_ffn_size=32", "pruning.multiple_of=8",
+            *SMALLER,
             "pruning.n_iters=2", "scoring.instances=32",
         ]
     )  # fmt: skip
@@ -130,7 +133,7 @@ def test_every_score_takes_a_task(
         [
             "prune", "prune-task", f"model={model}", f"output={tmp_path / 'pruned'}",
             "task.name=chnsenticorp", f"task.data={data}", f"scoring.method={method}",
-            "pruning.target_num_of_heads=1", "pruning.target_ffn_size=32", "pruning.multiple_of=8",
+            *SMALLER,
             "pruning.n_iters=1", "pruning.head_even_masking=true", "pruning.ffn_even_masking=true",
             "scoring.instances=32",
         ]
@@ -202,7 +205,7 @@ def test_a_model_of_another_task_is_refused(tuned: Any, command_line: Call, tmp_
     _, model = tuned("msra")
     data, _ = tuned("chnsenticorp")
     own_student = ["student.model=null"]
-    for command, name, more in (("distill", "teacher", own_student), ("prune", "model", [])):
+    for command, name, more in (("distill", "teacher", own_student), ("prune", "model", SMALLER)):
         said = command_line(
             [command, f"{command}-task", f"{name}={model}", f"output={tmp_path / 'run'}",
              "task.name=chnsenticorp", f"task.data={data}", *more],
