@@ -113,7 +113,7 @@ def open_task(
         tokenizer_folder: A model folder.
         config: Of the model that will read it: its positions limit the rows.
         to_train: Whether it is trained on; to evaluate, `train` stays empty, and no file of it is
-            needed where there is one for dev: XNLI's takes minutes.
+            needed where there is one for dev.
 
     Raises:
         UserError: there is no such task or file, or something in a file is wrong.

@@ -17,6 +17,8 @@ from lert_ds.report.summary import short_number
 
 SUMMARY, KIND = "summary.json", "benchmark"
 _LOSS = "Held-out MLM loss"
+_METRICS = {"accuracy": "accuracy", "em": "EM", "f1": "F1"}
+"""Of a task, as they are written; the last that a task has is plotted."""
 _UNKNOWN = '<span class="dim">–</span>'
 
 
@@ -72,11 +74,12 @@ def _is_cell(cell: Any, columns: int) -> bool:
 def benchmark_section(benchmark: Benchmark) -> str:
     """Return the table and the plots of a benchmark as HTML."""
     record = benchmark.record
-    plots = scatter(_points(record, _sizes(record)), "Size, MiB", _LOSS)
+    measure, quality = _plotted(record)
+    plots = scatter(_points(record, _sizes(record), quality), "Size, MiB", measure)
     for cell in _shown_cells(record):
         title = f"Latency of {cell_name(cell)}, ms"
-        plots += scatter(_points(record, _cell_values(cell, "median_ms")), title, _LOSS)
-    note = '<p class="dim">No held-out loss was measured: there is nothing to plot.</p>'
+        plots += scatter(_points(record, _cell_values(cell, "median_ms"), quality), title, measure)
+    note = '<p class="dim">No held-out loss was measured, no task either: nothing to plot.</p>'
     shown = f'<div class="plots">{plots}</div>' if plots else note
     return (
         f"<section><h2>Benchmark {escape(benchmark.name)}</h2>\n{_table(record)}"
@@ -107,11 +110,13 @@ def _table(record: Mapping[str, Any]) -> str:
         values, ratios = _cell_values(cell, "median_ms"), _cell_values(cell, "ratio")
         found = [_pair(*pair) for pair in zip(values, [None, *ratios[1:]], strict=True)]
         rows.append((f"Latency {escape(cell_name(cell))}, ms", found))
-    measures = dict.fromkeys(name for column in columns for name in _held_out(column))
+    measures = dict.fromkeys(name for column in columns for name in _object(column, "held_out"))
     for measure in measures:
-        values = [_number(_held_out(column), measure) for column in columns]
+        values = [_number(_object(column, "held_out"), measure) for column in columns]
         shown = [_UNKNOWN if value is None else short_number(value) for value in values]
         rows.append((f"Held-out {escape(measure)}", shown))
+    for name, values in _task_scores(record):
+        rows.append((escape(name), [_from(values[0], value, n) for n, value in enumerate(values)]))
     body = "\n".join(
         f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         for name, cells in rows
@@ -120,6 +125,40 @@ def _table(record: Mapping[str, Any]) -> str:
         '<div class="scroll"><table class="numbers results"><thead>'
         f"<tr><td></td>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _task_scores(record: Mapping[str, Any]) -> list[tuple[str, list[float | None]]]:
+    """Return what columns reach on the splits of a task, in percent, by what it is."""
+    task, found = _object(record, "task"), []
+    for split in _object(task, "examples"):
+        for metric in (name for name in _METRICS if name in _names(task)):
+            shares = [
+                _number(_object(_object(c, "task"), split), metric) for c in record["columns"]
+            ]
+            values = [None if share is None else 100 * share for share in shares]
+            found.append((f"{task.get('title')} {split} {_METRICS[metric]}, %", values))
+    return found
+
+
+def _names(task: Mapping[str, Any]) -> Sequence[Any]:
+    found = task.get("metrics")
+    return found if isinstance(found, list) else ()
+
+
+def _from(first: float | None, value: float | None, place: int) -> str:
+    """Return a score and how many points it is from the first one."""
+    if value is None:
+        return _UNKNOWN
+    if first is None or not place:
+        return f"{value:.2f}"
+    return f'{value:.2f} <small class="dim">{value - first:+.2f}</small>'
+
+
+def _plotted(record: Mapping[str, Any]) -> tuple[str, list[float | None]]:
+    """Return what is plotted over size and time: held-out losses, or else scores of a task."""
+    losses = [_number(_object(column, "held_out"), "mlm/loss") for column in record["columns"]]
+    scores = _task_scores(record)
+    return (_LOSS, losses) if any(loss is not None for loss in losses) or not scores else scores[-1]
 
 
 def _machine(record: Mapping[str, Any]) -> str:
@@ -139,10 +178,12 @@ def _shown_cells(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [cell for cell in cells if cell["threads"] == fewest]
 
 
-def _points(record: Mapping[str, Any], values: Sequence[float | None]) -> list[Point]:
+def _points(
+    record: Mapping[str, Any], values: Sequence[float | None], quality: Sequence[float | None]
+) -> list[Point]:
     found = []
-    for place, (column, x) in enumerate(zip(record["columns"], values, strict=True)):
-        y = _number(_held_out(column), "mlm/loss")
+    columns = zip(record["columns"], values, quality, strict=True)
+    for place, (column, x, y) in enumerate(columns):
         if x is not None and x > 0 and y is not None:
             found.append(Point(str(column["name"]), place, x, y))
     return found
@@ -180,8 +221,8 @@ def _mib(column: Mapping[str, Any], key: str) -> float | None:
     return None if value is None else value / 2**20
 
 
-def _held_out(column: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = column.get("held_out")
+def _object(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = tree.get(key)
     return found if isinstance(found, dict) else {}
 
 

@@ -15,6 +15,9 @@ from lert_ds.edge.edge_model import GRAPHS, EdgeModel, GraphName
 from lert_ds.edge.folder import is_edge_folder
 from lert_ds.errors import ConfigError, ModelError
 from lert_ds.model_source import CONFIG, find_weights
+from prune.benchmark.heads import MLM, SCORES, head_of
+from prune.export.export_config import HeadName
+from prune.export.source import HEADS
 
 _REPORT = "report.json"
 _MODEL = "model"
@@ -41,6 +44,8 @@ class Column:
     """Of what is shipped: the weights, or the graph with its weights."""
     masked_positions: bool
     """Whether scores are computed at the masked positions alone."""
+    head: HeadName = MLM
+    """What it computes."""
 
     @property
     def runtime(self) -> str:
@@ -53,9 +58,19 @@ class Column:
         return int(self.config.max_position_embeddings)
 
     @property
+    def scores(self) -> str:
+        """Where scores are computed, or what of."""
+        if self.head == MLM:
+            return "at the [MASK]s" if self.masked_positions else "everywhere"
+        return SCORES[self.head]
+
+    @property
     def command(self) -> list[str]:
         """Arguments of Python that start the worker of this column."""
-        wish = {"folder": str(self.folder), "graph": self.graph, "precision": self.precision}
+        wish = {
+            "folder": str(self.folder), "graph": self.graph, "precision": self.precision,
+            "head": self.head,
+        }  # fmt: skip
         return ["-m", "prune.benchmark.worker", json.dumps(wish)]
 
 
@@ -97,10 +112,11 @@ def _of_edge(source: str, folder: Path, name: str) -> list[Column]:
     columns = []
     for graph in graphs:
         model = EdgeModel(folder, graph=graph, threads=1)  # it holds config.json to the graph
-        if not model.fills_masks:
+        head = head_of(model.config["architectures"])
+        if head == "encoder":
             raise ModelError(
-                f"{source}: its graph is a {model.config['architectures'][0]}, and filling [MASK] "
-                "is what is measured; name the edge folder of a masked language model"
+                f"{source}: its graph is a {model.config['architectures'][0]}, which scores "
+                "nothing; name the edge folder of a masked language model or a fine-tuned one"
             )
         path = folder / GRAPHS[graph]
         columns.append(
@@ -115,6 +131,7 @@ def _of_edge(source: str, folder: Path, name: str) -> list[Column]:
                 # A graph beyond what protobuf holds keeps its weights in files beside it.
                 bytes=sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")),
                 masked_positions="masked_positions" in model.inputs,
+                head=head,
             )
         )
     _check_tokenizer(source, folder, config)
@@ -130,6 +147,8 @@ def _of_model(source: str, folder: Path, name: str, precision: str) -> Column:
     config = model_dir.read_config(folder)
     weights = folder / find_weights(folder)
     _check_tokenizer(source, folder, config)
+    head = head_of(_architectures(folder))
+    head = MLM if head == "encoder" else head  # an encoder's folder may hold an MLM head too
     return Column(
         name=name,
         source=source,
@@ -137,10 +156,22 @@ def _of_model(source: str, folder: Path, name: str, precision: str) -> Column:
         graph=None,
         precision=precision,
         config=config,
-        parameters=model_dir.count_parameters(config),
+        parameters=_count(config, head),
         bytes=sum((folder / part).stat().st_size for part in _parts(weights)),
-        masked_positions=True,
+        masked_positions=head == MLM,
+        head=head,
     )
+
+
+def _architectures(folder: Path) -> list[str]:
+    found = json.loads((folder / CONFIG).read_text("utf-8")).get("architectures")
+    return found if isinstance(found, list) else []
+
+
+def _count(config: LertConfig, head: HeadName) -> int:
+    if head == MLM:
+        return model_dir.count_parameters(config)
+    return model_dir.count_parameters(config, HEADS[head].lert)
 
 
 def _parts(weights: Path) -> set[str]:

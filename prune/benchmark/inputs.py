@@ -34,28 +34,31 @@ class Text:
             raise ConfigError("text: there is nothing in it to measure on; name a file with text")
 
     def inputs(
-        self, batch_size: int, length: int, masked_share: float, *, first: int = 0
+        self, batch_size: int, length: int, masked_share: float | None, *, first: int = 0
     ) -> Arrays:
         """Return full rows of `length` tokens, without padding.
 
         Args:
             batch_size: Rows; the text goes on from row to row and starts again where it ends.
             length: Tokens a row, with [CLS] and [SEP].
-            masked_share: Share of a row's pieces that [MASK] takes the place of, one at least.
+            masked_share: Share of a row's pieces that [MASK] takes the place of, one at least; None
+                leaves the text as it is, for a model that fills none.
             first: Which batch of the text; each goes on where the one before it ended.
         """
         assert length >= SHORTEST, length
         places = np.arange(batch_size * length) + first * batch_size * length
         ids = self._pieces[places % len(self._pieces)].reshape(batch_size, length)
         ids[:, 0], ids[:, -1] = self._tokenizer.cls_token_id, self._tokenizer.sep_token_id
-        positions = _masked_positions(batch_size, length, masked_share)
-        ids.flat[positions] = self._tokenizer.mask_token_id
-        return {
+        given = {
             "input_ids": ids,
             "attention_mask": np.ones_like(ids),
             "token_type_ids": np.zeros_like(ids),
-            "masked_positions": positions,
         }
+        if masked_share is None:
+            return given
+        positions = _masked_positions(batch_size, length, masked_share)
+        ids.flat[positions] = self._tokenizer.mask_token_id
+        return {**given, "masked_positions": positions}
 
 
 def _masked_positions(batch_size: int, length: int, share: float) -> NDArray[np.int64]:

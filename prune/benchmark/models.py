@@ -1,4 +1,4 @@
-"""The PyTorch models of a benchmark: a model folder to what fills [MASK], as a runner of arrays."""
+"""The PyTorch models of a benchmark: a model folder to a runner of arrays, whatever its head."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,17 +7,40 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from transformers import PreTrainedModel
 
 from lert_ds import model_dir
 from lert_ds.errors import ModelError
 from lert_ds.modeling_lert import LertForPreTraining
+from prune.benchmark.heads import MLM
 from prune.benchmark.worker import Arrays, Opener, Runner
+from prune.export.export_config import HeadName
+from prune.export.source import HEADS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def load(folder: Path, precision: str) -> LertForPreTraining:
+def load(folder: Path, precision: str, head: HeadName = MLM) -> PreTrainedModel:
     """Return the model of a folder with the heads that it has learnt, in evaluation mode.
+
+    Raises:
+        ModelError: it cannot be read, or it has no such head.
+    """
+    if head == MLM:
+        return load_mlm(folder, precision)
+    model: PreTrainedModel
+    model, report = model_dir.load(folder, HEADS[head].lert, dtype=DTYPES[precision])
+    if report.random:
+        raise ModelError(
+            f"{folder}: it has no weights for {head} ({min(report.random)}); name a model that was "
+            "fine-tuned for it"
+        )
+    return model.eval()
+
+
+def load_mlm(folder: Path, precision: str) -> LertForPreTraining:
+    """Return a model that fills [MASK] with the linguistic heads that it has learnt.
 
     Raises:
         ModelError: it cannot be read, or it has no MLM head.
@@ -39,21 +62,21 @@ def load(folder: Path, precision: str) -> LertForPreTraining:
     return model
 
 
-def opener(folder: Path, precision: str) -> Opener:
+def opener(folder: Path, precision: str, head: HeadName = MLM) -> Opener:
     """Return what opens the model of a folder; it is read once, whatever the threads."""
-    models: list[LertForPreTraining] = []
+    models: list[PreTrainedModel] = []
 
     def open_model(threads: int) -> Runner:
         torch.set_num_threads(threads)
         if not models:
-            models.append(load(folder, precision))
-        return runner(models[0])
+            models.append(load(folder, precision, head))
+        return runner(models[0]) if head == MLM else task_runner(models[0])
 
     return open_model
 
 
-def runner(model: LertForPreTraining) -> Runner:
-    """Return what runs `model` on arrays; its heads run on the masked positions alone.
+def runner(model: nn.Module) -> Runner:
+    """Return what runs a model that fills [MASK] on arrays, at the masked positions alone.
 
     A mask that masks nothing is left out, as in a training: attention then has its fastest kernel.
     """
@@ -70,5 +93,23 @@ def runner(model: LertForPreTraining) -> Runner:
         tags = {f"{task}_logits": logits for task, logits in output.tag_logits.items()}
         found = {"logits": output.logits, **tags}
         return {name: logits.float().numpy() for name, logits in found.items()}
+
+    return run
+
+
+def task_runner(model: nn.Module) -> Runner:
+    """Return what runs a fine-tuned model on arrays: `logits`, or `start_logits`, `end_logits`."""
+
+    @torch.inference_mode()
+    def run(inputs: Arrays) -> Mapping[str, NDArray[np.float32]]:
+        mask = inputs["attention_mask"]
+        output: Any = model(
+            torch.from_numpy(inputs["input_ids"]),
+            attention_mask=None if mask.all() else torch.from_numpy(mask),
+            token_type_ids=torch.from_numpy(inputs["token_type_ids"]),
+            return_dict=True,
+        )
+        names = [name for name in ("logits", "start_logits", "end_logits") if name in output]
+        return {name: output[name].float().numpy() for name in names}
 
     return run

@@ -75,7 +75,7 @@ class HeldOut:
         unknown = _Counter(missing.unknown_id)
         batches = unknown.watch(self._batches(corpus))
         if column.graph is None:
-            model = benchmark_models.load(column.folder, column.precision)
+            model = benchmark_models.load_mlm(column.folder, column.precision)
             found = evaluate(model, batches, corpus.tag_sets, missing)
             found = {name: value for name, value in found.items() if "f1" not in name}
         else:

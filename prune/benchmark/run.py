@@ -8,9 +8,10 @@
     benchmark/table.md      the table
     benchmark/summary.json  every figure behind it, the configuration, the machine
 
-What is timed is the filling of [MASK]s in real text. Each column runs in a process of its own, and
-they take turns (`turns.py`). PyTorch scores the vocabulary at the [MASK]s alone, and so
-does a graph that was exported with masked_positions; other graphs score every position.
+What is timed is the filling of [MASK]s in real text, or of fine-tuned models the answer to it; with
+task.name= these are judged on the task, too. Each column runs in a process of its own, and they
+take turns (`turns.py`). PyTorch scores the vocabulary at the [MASK]s alone, and so does a graph
+that was exported with masked_positions; other graphs score every position.
 """
 
 import argparse
@@ -27,11 +28,15 @@ from lert_ds import cli, config, tokenizer_files
 from lert_ds.config import Config, Names, Paths
 from lert_ds.errors import ConfigError
 from lert_ds.files import refuse_finished, write_json, write_whole, write_whole_folder
+from lert_ds.finetune.settings import TaskConfig
+from lert_ds.finetune.tasks import find_task
 from lert_ds.machine import description, usable_cores
 from prune.benchmark.columns import Column, find_columns
+from prune.benchmark.heads import MLM, refuse_others
 from prune.benchmark.inputs import SHORTEST, Text
 from prune.benchmark.quality import HeldOut
 from prune.benchmark.table import markdown
+from prune.benchmark.task_quality import Scores, TaskQuality
 from prune.benchmark.turns import Cell, measure, summarize, working
 from prune.benchmark.worker import Arrays
 from prune.vocabulary.texts import read_text
@@ -79,11 +84,17 @@ class BenchmarkConfig(Config):
     """Held-out corpus folders, for the losses and accuracies; by default these are left out."""
     instances: int | None = Field(None, ge=1)
     """How many instances of them, rounded up to whole batches of 16; by default all."""
+    task: TaskConfig | None = None
+    """Of models that were fine-tuned: the task whose dev and test files they are judged on."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.models:
             raise ValueError("models is empty; name model folders and edge folders to compare")
+        if self.task is not None and self.corpus_valid:
+            raise ValueError(
+                "corpus_valid is for models that fill [MASK], task for fine-tuned ones; name one"
+            )
         if min(self.lengths) < SHORTEST:
             raise ValueError(f"lengths: {min(self.lengths)} has no room for a piece; from 3 on")
         for key in ("batch_sizes", "lengths", "threads"):
@@ -107,7 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = cli.read_config(BenchmarkConfig, arguments)
     if arguments.dry_run:
         cli.print_config(settings)
-        columns = find_columns(settings.models, settings.names, settings.precision)
+        columns = _find_columns(settings)
         print("\n".join(_explain(settings, columns)))  # noqa: T201
         return
     record = benchmark(settings)
@@ -122,13 +133,15 @@ def benchmark(settings: BenchmarkConfig) -> dict[str, Any]:
     """
     _refuse_output(settings)
     started = time.perf_counter()
-    columns = find_columns(settings.models, settings.names, settings.precision)
+    columns = _find_columns(settings)
     text = read_text(settings.text)
     texts = [Text(tokenizer_files.load(column.folder), text) for column in columns]
     held_out = HeldOut(settings.corpus_valid, settings.instances) if settings.corpus_valid else None
     for line in _explain(settings, columns):
         log.info(line)
     quality = _evaluate(held_out, columns)
+    task = None if settings.task is None else TaskQuality(settings.task)
+    scores = _evaluate_task(task, columns)
     cells, memory = _measure(settings, columns, texts)
     record = {
         "kind": KIND,
@@ -138,6 +151,8 @@ def benchmark(settings: BenchmarkConfig) -> dict[str, Any]:
                 "model": column.source,
                 "runtime": column.runtime,
                 "graph": column.graph,
+                "head": column.head,
+                "scores": column.scores,
                 "masked_positions": column.masked_positions,
                 "positions": column.positions,
                 "vocabulary_size": column.config.vocab_size,
@@ -145,11 +160,13 @@ def benchmark(settings: BenchmarkConfig) -> dict[str, Any]:
                 "bytes": column.bytes,
                 "memory_bytes": memory[place],
                 "held_out": quality[place],
+                "task": scores[place],
             }
             for place, column in enumerate(columns)
         ],
         "cells": cells,
         "held_out": None if held_out is None else held_out.record(),
+        "task": None if task is None else task.record(),
         "machine": description(_PACKAGES),
         "seconds": round(time.perf_counter() - started, 1),
         "config": config.dump(settings),
@@ -159,6 +176,19 @@ def benchmark(settings: BenchmarkConfig) -> dict[str, Any]:
         table = markdown(record).encode("utf-8")
         write_whole(folder / TABLE, lambda file: file.write(table))
     return record
+
+
+def _find_columns(settings: BenchmarkConfig) -> list[Column]:
+    """Return the columns, which compute the same and what is asked of them."""
+    columns = find_columns(settings.models, settings.names, settings.precision)
+    kind = None if settings.task is None else find_task(settings.task.name).kind
+    refuse_others([(column.source, column.head) for column in columns], kind)
+    if settings.corpus_valid and columns[0].head != MLM:
+        raise ConfigError(
+            f"corpus_valid: {columns[0].source} is a model for {columns[0].head}, which fills no "
+            "[MASK]; leave it out, or name its task with task.name="
+        )
+    return columns
 
 
 def _evaluate(held_out: HeldOut | None, columns: Sequence[Column]) -> list[dict[str, float] | None]:
@@ -173,6 +203,23 @@ def _evaluate(held_out: HeldOut | None, columns: Sequence[Column]) -> list[dict[
     return found
 
 
+def _evaluate_task(task: TaskQuality | None, columns: Sequence[Column]) -> list[Scores | None]:
+    if task is None:
+        return [None] * len(columns)
+    for column in columns:
+        task.check(column)  # what does not fit is told before anything is measured
+    found: list[Scores | None] = []
+    for column in columns:
+        found.append(scores := task.evaluate(column))
+        told = ", ".join(
+            f"{split} {name} {100 * scores[split][name]:.2f}"
+            for split in scores
+            for name in task.task.metrics
+        )
+        log.info("%s: %s %s", column.name, task.task.title, told)
+    return found
+
+
 def _measure(
     settings: BenchmarkConfig, columns: Sequence[Column], texts: Sequence[Text]
 ) -> tuple[list[dict[str, Any]], list[int]]:
@@ -181,7 +228,8 @@ def _measure(
     def inputs_of(place: int, cell: Cell) -> Arrays | None:
         if cell.length > columns[place].positions:
             return None
-        return texts[place].inputs(cell.batch_size, cell.length, settings.masked_share)
+        share = settings.masked_share if columns[place].head == MLM else None
+        return texts[place].inputs(cell.batch_size, cell.length, share)
 
     told = time.monotonic()
 
@@ -227,7 +275,9 @@ def _explain(settings: BenchmarkConfig, columns: Sequence[Column]) -> Iterator[s
     )
     if (most := max(settings.threads)) > (cores := usable_cores()):
         yield f"threads = {most}, but {cores} core may be used: those figures say little"
-    if not settings.corpus_valid:
+    if settings.task is not None:
+        yield f"task {settings.task.name}: every column is judged on its dev and test files"
+    elif not settings.corpus_valid:
         yield "corpus_valid = []: no losses, no accuracies"
 
 

@@ -14,6 +14,8 @@ from typing import Any
 UNMEASURED = "—"
 _OF_MLM = ("mlm/loss", "mlm/accuracy", "mlm/unknown_share")
 
+_METRICS = {"accuracy": "accuracy", "em": "EM", "f1": "F1"}
+
 Record = Mapping[str, Any]
 Row = tuple[str, list[str]]
 
@@ -43,7 +45,7 @@ def cell_name(cell: Record) -> str:
 def _rows(record: Record) -> Iterator[Row]:
     columns, cells = record["columns"], record["cells"]
     yield "runs in", [column["runtime"] for column in columns]
-    yield "scores", ["at the [MASK]s" if c["masked_positions"] else "everywhere" for c in columns]
+    yield "scores", [column["scores"] for column in columns]
     yield "parameters", _with_ratios([c["parameters"] for c in columns], "{:,}".format)
     yield "size", _with_ratios([c["bytes"] for c in columns], _mib)
     yield "memory, peak", _with_ratios([c["memory_bytes"] for c in columns], _mib)
@@ -60,6 +62,18 @@ def _rows(record: Record) -> Iterator[Row]:
             shown = [UNMEASURED if f is None else show(f[key]) for f in cell["columns"]]
             yield f"{name} {cell_name(cell)}", shown
     yield from _quality(columns)
+    if record["task"] is not None:
+        yield from _task(record["task"], columns)
+
+
+def _task(task: Record, columns: Sequence[Record]) -> Iterator[Row]:
+    """Yield what each column reaches, and in brackets how many points from the first."""
+    for split in task["examples"]:
+        for metric in task["metrics"]:
+            values = [100 * column["task"][split][metric] for column in columns]
+            shown = [f"{values[0]:.2f}"]
+            shown += [f"{value:.2f} ({value - values[0]:+.2f})" for value in values[1:]]
+            yield f"{task['title']} {split} {_METRICS[metric]}", shown
 
 
 def _quality(columns: Sequence[Record]) -> Iterator[Row]:
@@ -74,9 +88,11 @@ def _quality(columns: Sequence[Record]) -> Iterator[Row]:
 
 def _notes(record: Record) -> Iterator[str]:
     machine, config = record["machine"], record["config"]
+    masked = f" with {100 * config['masked_share']:.0f} % of the pieces [MASK]"
+    is_mlm = all(column["head"] == "mlm" for column in record["columns"])
     yield (
-        f"Latency: median wall time of one batch (texts × tokens) with "
-        f"{100 * config['masked_share']:.0f} % of the pieces [MASK]; in brackets how many times "
+        f"Latency: median wall time of one batch (texts × tokens){masked if is_mlm else ''}; in "
+        "brackets how many times "
         f"faster or smaller than {record['columns'][0]['name']}, for latency the median of "
         f"{config['rounds']} interleaved rounds. Memory: of the whole process, libraries too. "
         f"{machine['cpu']}."
@@ -95,6 +111,12 @@ def _notes(record: Record) -> Iterator[str]:
         yield (
             f"Held out: {held_out['instances']:,} instances of {held_out['length']} tokens; pieces "
             "that a vocabulary lacks count as missed (MLM unknown share)."
+        )
+    if (task := record["task"]) is not None:
+        told = " and ".join(f"{count:,} {split}" for split, count in task["examples"].items())
+        yield (
+            f"{task['title']}: in percent, on {told} examples; in brackets the points from "
+            f"{record['columns'][0]['name']}."
         )
 
 

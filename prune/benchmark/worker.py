@@ -4,7 +4,8 @@
     parent ←[0.0031, 0.0030, …]            ─ the pipe that ANSWERS is ┘   one pickle each
 
     python -m prune.benchmark.worker '{"folder": "runs/edge", "graph": "int8"}'
-    python -m prune.benchmark.worker '{"folder": "runs/a", "graph": null, "precision": "bf16"}'
+    python -m prune.benchmark.worker '{"folder": "runs/a", "graph": null, "precision": "bf16",
+                                       "head": "mlm"}'
 
 It ends when its standard input does: no worker outlives the process that asks it. That of an edge
 folder imports no PyTorch: what it takes is what the model takes on a device.
@@ -20,7 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +30,14 @@ from lert_ds.edge.edge_model import EdgeModel, GraphName
 from lert_ds.errors import UserError
 from prune.benchmark.failure import Failure
 
+if TYPE_CHECKING:  # pydantic comes with it, and its memory would be the model's
+    from prune.export.export_config import HeadName
+
 Arrays = Mapping[str, NDArray[Any]]
 Runner = Callable[[Arrays], Mapping[str, NDArray[np.float32]]]
 """Inputs (`input_ids`, `attention_mask` and `token_type_ids`, int64 [batch, length], and
-`masked_positions`, int64 [masked], indices into the flattened [batch * length]) to outputs by name.
-"""
+of models that fill [MASK] `masked_positions`, int64 [masked], indices into the flattened
+[batch * length]) to outputs by name."""
 Opener = Callable[[int], Runner]
 """Number of threads to a runner of that many."""
 
@@ -136,20 +140,23 @@ def _answer(session: Session, name: str, arguments: list[Any]) -> Any:
         return Failure(traceback.format_exc(), False)
 
 
-def opener(folder: Path, graph: GraphName | None, precision: str) -> Opener:
+def opener(
+    folder: Path, graph: GraphName | None, precision: str, head: "HeadName" = "mlm"
+) -> Opener:
     """Return what opens a model folder in PyTorch (`graph` None) or a graph of an edge folder."""
     if graph is None:
         # Here: the worker of an edge folder must not import PyTorch.
         from prune.benchmark import models as benchmark_models
 
-        return benchmark_models.opener(folder, precision)
+        return benchmark_models.opener(folder, precision, head)
     return lambda threads: EdgeModel(folder, graph=graph, threads=threads).run
 
 
 def main() -> None:
     """Serve the model that the command line names."""
     wish = json.loads(sys.argv[1])
-    serve(opener(Path(wish["folder"]), wish["graph"], wish.get("precision", "fp32")))
+    head = wish.get("head", "mlm")
+    serve(opener(Path(wish["folder"]), wish["graph"], wish.get("precision", "fp32"), head))
 
 
 if __name__ == "__main__":

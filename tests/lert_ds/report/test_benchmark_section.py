@@ -9,7 +9,12 @@ import pytest
 
 from lert_ds import cli
 from lert_ds.errors import UserError
-from lert_ds.report.benchmark_section import benchmark_section, is_benchmark, read_benchmark
+from lert_ds.report.benchmark_section import (
+    Benchmark,
+    benchmark_section,
+    is_benchmark,
+    read_benchmark,
+)
 
 EVIL = "</th><script>alert(1)</script>"
 
@@ -77,7 +82,7 @@ def test_without_losses_there_is_no_chart(tmp_path: Path) -> None:
         column["held_out"] = None
     html = benchmark_section(read_benchmark(write(tmp_path / "a", record)))
     assert "<svg" not in html
-    assert "No held-out loss was measured" in html
+    assert "No held-out loss was measured, no task either" in html
 
 
 @pytest.mark.parametrize(
@@ -122,3 +127,26 @@ def test_the_command_takes_benchmarks_alone_and_beside_runs(
     told = json.loads(capsys.readouterr().out)
     assert [one["name"] for one in told] == ["run", "edge"]
     assert told[1]["cells"] == RECORD["cells"]
+
+
+def test_scores_of_a_task_are_rows_and_plotted_where_there_are_no_losses() -> None:
+    record = copy.deepcopy(RECORD)
+    record["task"] = {"title": "OCNLI", "metrics": ["accuracy"], "examples": {"dev": 2950}}
+    for column, share in zip(record["columns"], (0.75, 0.7125), strict=True):
+        column |= {"held_out": None, "task": {"dev": {"accuracy": share}}}
+    html = benchmark_section(Benchmark("a", Path(), record))
+    wanted = '<td>75.00</td><td>71.25 <small class="dim">-3.75</small></td>'
+    assert f'<th scope="row">OCNLI dev accuracy, %</th>{wanted}' in html
+    assert html.count("<svg") == 3
+    assert "OCNLI dev accuracy, % over Size, MiB" in html
+
+
+@pytest.mark.parametrize(
+    "task", [None, [], {"examples": 1}, {"examples": {"dev": 1}, "metrics": "accuracy"},
+             {"title": EVIL, "examples": {EVIL: 1}, "metrics": ["accuracy", 3]}],
+)  # fmt: skip
+def test_a_task_that_is_none_does_no_harm(task: Any) -> None:
+    record = copy.deepcopy(RECORD) | {"task": task}
+    record["columns"][0]["task"] = {"dev": "good", EVIL: {"accuracy": 0.5}}
+    html = benchmark_section(Benchmark("a", Path(), record))
+    assert "<script" not in html

@@ -130,3 +130,21 @@ def test_folders_that_are_no_models(tiny_model: Path, tmp_path: Path) -> None:
     _set("vocab_size", 44)(tiny := shutil.copytree(tiny_model, tmp_path / "smaller"))
     with pytest.raises(UserError, match="its tokenizer has 45 pieces"):
         find_columns([str(tiny)], [], "fp32")
+
+
+def test_a_fine_tuned_model_has_its_head_and_no_masks(
+    fine_tuned: Callable[[str], tuple[Path, Path]],
+) -> None:
+    folder, edge = fine_tuned("peopledaily")
+    columns = find_columns([str(folder), str(edge)], [], "fp32")
+    assert [column.head for column in columns] == ["token_classification"] * 3
+    assert {column.scores for column in columns} == {"every token's tag"}
+    assert len({column.parameters for column in columns}) == 1
+    assert columns[0].config.id2label == columns[1].config.id2label
+    assert json.loads(columns[1].command[-1])["head"] == "token_classification"
+
+
+def test_where_scores_are_computed(tiny_model: Path, tiny_edge: Path) -> None:
+    columns = find_columns([str(tiny_model), str(tiny_edge)], [], "fp32")
+    assert [column.head for column in columns] == ["mlm"] * 3
+    assert {column.scores for column in columns} == {"at the [MASK]s"}

@@ -54,3 +54,9 @@ def test_masks_do_not_depend_on_the_text_and_one_is_always_there(tokenizer: obje
 def test_a_text_without_a_piece_is_refused(tokenizer: object) -> None:
     with pytest.raises(ConfigError, match="text: there is nothing in it"):
         Text(tokenizer, " \n")
+
+
+def test_a_model_that_fills_nothing_reads_the_text_as_it_is(tokenizer: object) -> None:
+    given = Text(tokenizer, TEXT).inputs(2, 8, None)
+    assert set(given) == {"input_ids", "attention_mask", "token_type_ids"}
+    assert not (given["input_ids"] == 4).any()

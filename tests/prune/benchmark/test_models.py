@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,3 +72,33 @@ def test_a_model_that_fills_nothing_is_refused(tiny_model: Path, tmp_path: Path)
     model_dir.save(LertForSequenceClassification(config), tiny_model, tmp_path / "model")
     with pytest.raises(ModelError, match="it has no MLM head"):
         benchmark_models.load(tmp_path / "model", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "names"),
+    [
+        ("ocnli", "sequence_classification", {"logits"}),
+        ("cmrc2018", "question_answering", {"start_logits", "end_logits"}),
+    ],
+)
+def test_fine_tuned_models_run_with_their_head(
+    fine_tuned: Callable[[str], tuple[Path, Path]], task: str, head: Any, names: set[str]
+) -> None:
+    folder, _ = fine_tuned(task)
+    given = dict(Text(tokenizer_files.load(folder), TEXT).inputs(2, 16, None))
+    run = benchmark_models.opener(folder, "fp32", head)(1)
+    whole = run(given)
+    assert set(whole) == names
+    mask = given["attention_mask"].copy()
+    mask[1, 10:] = 0
+    padded, short = run({**given, "attention_mask": mask}), {}
+    for name, array in given.items():
+        short[name] = array[1:, :10]
+    for name, logits in run(short).items():
+        np.testing.assert_allclose(padded[name][1, : logits.shape[1]], logits[0], atol=1e-5)
+        assert not np.allclose(whole[name][1, : logits.shape[1]], logits[0], atol=1e-5)
+
+
+def test_a_model_without_the_head_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(ModelError, match=r"no weights for question_answering \(qa_outputs"):
+        benchmark_models.load(tiny_model, "fp32", "question_answering")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,64 @@ def test_what_a_worker_refuses_is_one_sentence(
         benchmark.benchmark(settings([broken], tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_fine_tuned_models_are_timed_and_judged_on_their_task(
+    fine_tuned: Callable[[str], tuple[Path, Path]], dev_files: Path, tmp_path: Path
+) -> None:
+    model, edge = fine_tuned("cmrc2018")
+    task = {"name": "cmrc2018", "data": str(dev_files), "max_length": 32, "stride": 8}
+    changes = {"names": ["teacher", "small"], "batch_sizes": [2], "lengths": [8], "task": task}
+    output = tmp_path / "out"
+    record = benchmark.benchmark(settings([model, edge], output, **changes))
+    assert [column["head"] for column in record["columns"]] == ["question_answering"] * 3
+    assert not any(column["masked_positions"] for column in record["columns"])
+    assert all(found["median_ms"] > 0 for found in record["cells"][0]["columns"])
+    assert record["task"]["examples"] == {"dev": 40}
+    first, fp32, int8 = (column["task"]["dev"] for column in record["columns"])
+    assert fp32 == first
+    rows = (output / TABLE).read_text("utf-8").splitlines()
+    (row,) = (line for line in rows if line.startswith("| CMRC 2018 dev EM "))
+    em = 100 * first["em"]
+    shown = [cell.strip() for cell in row.strip("|").split("|")[1:]]
+    wanted = 100 * int8["em"]
+    assert shown == [f"{em:.2f}", f"{em:.2f} (+0.00)", f"{wanted:.2f} ({wanted - em:+.2f})"]
+    assert not any("MASK" in line for line in rows)
+    page = tmp_path / "page.html"
+    cli.main(["report", str(output), "--output", str(page)])
+    html = page.read_text("utf-8")
+    assert "CMRC 2018 dev F1, %" in html
+    assert "<svg" in html
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"corpus_valid": "c"}, "corpus_valid: .* is a model for sequence_classification"),
+        ({"task": {"name": "tnews"}}, "its classes are entailment, .* those of TNEWS"),
+        ({"task": {"name": "msra"}}, "is a model for sequence_classification, and this task is"),
+        ({"task": {"name": "ocnly"}}, "ocnly: no such task .*did you mean ocnli"),
+        ({"task": {"name": "ocnli", "data": "/none"}}, "task.data = /none: there is no such"),
+    ],
+)
+def test_a_task_that_does_not_fit_is_told_before_anything_is_measured(
+    fine_tuned: Callable[[str], tuple[Path, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.setattr(benchmark, "working", None)
+    with pytest.raises(UserError, match=message) as told:
+        benchmark.benchmark(settings([fine_tuned("ocnli")[0]], tmp_path / "out", **changes))
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_corpus_and_a_task_are_refused_together_and_models_of_two_kinds(
+    fine_tuned: Callable[[str], tuple[Path, Path]], tiny_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="corpus_valid is for models that fill"):
+        settings([tiny_model], tmp_path / "out", corpus_valid="c", task={"name": "ocnli"})
+    with pytest.raises(ConfigError, match="which take other times"):
+        benchmark.benchmark(settings([tiny_model, fine_tuned("ocnli")[0]], tmp_path / "out"))

@@ -103,3 +103,25 @@ def test_a_name_is_shown_and_no_html() -> None:
     record = copy.deepcopy(RECORD)
     record["columns"][1]["name"] = "<script>&|"
     assert "| &lt;script>&amp;\\| |" in " ".join(markdown(record).split("\n")[0].split())
+
+
+def test_a_task_has_a_row_for_each_metric_and_points_from_the_first() -> None:
+    record = copy.deepcopy(RECORD)
+    record["task"] = {
+        "name": "cmrc2018", "title": "CMRC 2018", "metrics": ["em", "f1"],
+        "examples": {"dev": 3219, "test": 10},
+    }  # fmt: skip
+    for column, em in zip(record["columns"], (0.6921, 0.68), strict=True):
+        scores = {"em": em, "f1": 0.875, "average": 0.7}
+        column |= {"head": "question_answering", "held_out": None}
+        column["task"] = {"dev": scores, "test": scores}
+    record["held_out"] = None
+    found = rows(record)
+    assert list(found)[-4:] == [
+        "CMRC 2018 dev EM", "CMRC 2018 dev F1", "CMRC 2018 test EM", "CMRC 2018 test F1",
+    ]  # fmt: skip
+    assert found["CMRC 2018 dev EM"] == ["69.21", "68.00 (-1.21)"]
+    assert found["CMRC 2018 dev F1"] == ["87.50", "87.50 (+0.00)"]
+    notes = markdown(record).split("\n\n")[1]
+    assert "on 3,219 dev and 10 test examples; in brackets the points from first." in notes
+    assert "[MASK]" not in notes
