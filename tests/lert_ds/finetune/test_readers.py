@@ -12,7 +12,7 @@ from lert_ds.errors import UserError
 from lert_ds.finetune import readers
 from lert_ds.finetune.examples import Answer, EntityExample, SpanExample, TextExample
 from lert_ds.finetune.readers import TextLayout
-from lert_ds.finetune.tasks import find_task
+from lert_ds.finetune.tasks import TASKS, find_task
 
 Write = Callable[[str, str], Path]
 
@@ -188,3 +188,38 @@ def test_another_layout_is_refused(write: Write, content: str) -> None:
 def test_a_question_without_an_answer_is_refused(write: Write) -> None:
     with pytest.raises(UserError, match=r"dev.json: the question Q_1 has no answer; take it out"):
         readers.read_spans(write("dev.json", squad("是甲乙。")))
+
+
+SHARED = Path(__file__).parents[4] / "shared/data/tasks"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data/tasks is not here")
+@pytest.mark.parametrize(
+    ("name", "file", "count"),
+    [
+        ("ocnli", "train.3k.json", 2994), ("ocnli", "dev.json", 2950),
+        ("chnsenticorp", "train.tsv.gz", 9600), ("chnsenticorp", "dev.tsv", 1200),
+    ],
+)  # fmt: skip
+def test_the_owners_tables_are_read_whole(name: str, file: str, count: int) -> None:
+    examples = read(name, SHARED / name / file)
+    assert len(examples) == count
+    assert {example.label for example in examples} == set(range(len(TASKS[name].labels)))
+    assert all(example.text for example in examples)
+    assert all((example.pair is not None) == (name == "ocnli") for example in examples)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data/tasks is not here")
+def test_the_owners_questions_and_sentences_are_read_whole() -> None:
+    for file, count, unplaced in (("trial.json", 1002, 0), ("dev.json.gz", 3219, 193)):
+        examples = readers.read_spans(SHARED / "cmrc2018" / file)
+        assert len(examples) == len({example.identity for example in examples}) == count
+        answers = [(example, answer) for example in examples for answer in example.answers]
+        # Some annotators of the dev file wrote an answer in words of their own.
+        assert sum(answer.start is None for _, answer in answers) == unplaced
+        assert all(example.context.startswith(a.text, a.start) for example, a in answers if a.start)
+        readers.refuse_unplaced(Path(file), examples)
+    labels = TASKS["peopledaily"].labels
+    sentences = readers.read_entities(SHARED / "peopledaily/train.txt.gz", labels)
+    assert len(sentences) == 18_484
+    assert {tag for sentence in sentences for tag in sentence.tags} == set(range(len(labels)))

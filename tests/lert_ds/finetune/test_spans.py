@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lert_ds import tokenizer_files
+from lert_ds.finetune import readers
 from lert_ds.finetune.examples import Answer, SpanExample
 from lert_ds.finetune.settings import TaskConfig
 from lert_ds.finetune.spans import SpanJudge, best_spans, encode
@@ -204,3 +207,29 @@ def test_what_is_not_answered_or_has_no_context_is_wrong(tokenizer: Any, gathere
     judge.add((torch.tensor([1, -1]), torch.zeros(2, 20), torch.zeros(2, 20)))
     assert judge.values(gathered()) == {"em": 0, "f1": 0, "average": 0}
     assert judge.predictions == {"Q": "", "empty": ""}
+
+
+SHARED = Path(__file__).parents[4] / "shared/data"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not here")
+@pytest.mark.parametrize(("max_length", "share"), [(512, 0.99), (160, 0.9)])
+def test_labels_of_real_questions_lead_back_to_their_answers(max_length: int, share: float) -> None:
+    asked = readers.read_spans(SHARED / "tasks/cmrc2018/trial.json")[:250]
+    with tokenizer_files.folder_of(SHARED / "vocab.txt") as folder:
+        vocabulary = tokenizer_files.load(folder)
+    features = encode(asked, vocabulary, TaskConfig(name="cmrc2018"), max_length)
+    answered, exact = set(), 0
+    for feature in features:
+        if feature.labels == (0, 0):
+            continue
+        first, last = (place - feature.second for place in feature.labels)
+        one = asked[feature.example]
+        found = one.context[feature.origin.starts[first] : feature.origin.ends[last]]
+        # Tokens are whole: of a number or a word of Latin letters, an answer may be a part.
+        assert any(answer.text.strip() in found for answer in one.answers)
+        exact += any(answer.text.strip() == found for answer in one.answers)
+        answered.add(feature.example)
+    # In short rows the longest answers stand whole in no window.
+    assert len(answered) >= share * len(asked)
+    assert exact >= 0.95 * sum(feature.labels != (0, 0) for feature in features)
