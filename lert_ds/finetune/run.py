@@ -235,6 +235,11 @@ def _write(
     folder = asked.output
     write_json(folder / "config.json", config.dump(asked))
     best = folder / f"seed-{summary['best_seed']}" / "model"
+    if not best.is_dir():  # as after an end that was taken away: only the best one's stays then
+        raise ConfigError(
+            f"{best}: the model of the best seed is not there any more; say overwrite=true to "
+            "train all seeds again"
+        )
     with write_whole_folder(folder / "model") as temporary:
         shutil.copytree(best, temporary, dirs_exist_ok=True)
     write_json(folder / "summary.json", {**summary, "model": str(folder / "model")})

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -173,6 +174,9 @@ def test_what_is_finished_is_not_trained_again(
 
     told = finetune(*arguments, code=2)
     assert f"output = {folder}: it holds a finished result" in told
+    shutil.rmtree(folder / "model")
+    told = finetune(*arguments, code=2)
+    assert "/model: the model of the best seed is not there any more; say overwrite=true" in told
     finetune(*arguments, "seeds=[1,2,3]", "overwrite=true")
     again = read(folder / "summary.json")
     assert again["scores"] == interrupted["scores"]
