@@ -296,5 +296,5 @@ def test_a_path_may_be_a_default() -> None:
     class Placed(Config):
         where: Path = Path("here")
 
-    assert parse(Placed, {}, "test").where == Path("here")
-    assert parse(Placed, {"where": "there"}, "test").where == Path("there")
+    assert config.parse(Placed, {}, "test").where == Path("here")
+    assert config.parse(Placed, {"where": "there"}, "test").where == Path("there")
