@@ -12,7 +12,7 @@ import pytest
 
 from lert_ds import model_dir
 from lert_ds.errors import ConfigError
-from lert_ds.finetune import entity_score, run, span_score
+from lert_ds.finetune import entity_score, run, seed_run, span_score
 from lert_ds.finetune.kinds import KINDS
 from lert_ds.finetune.settings import TaskConfig
 from lert_ds.finetune.task_data import TaskData, open_task
@@ -115,6 +115,27 @@ def test_two_seeds_to_the_end(
         assert not names & {"model", "checkpoints", "best.safetensors"}
         assert {"config.json", "metrics.jsonl", "scores.json", "predictions-dev.json"} <= names
     assert evaluations(folder / "seed-1") != evaluations(folder / "seed-2")
+
+
+def test_a_summary_tells_the_best_and_the_mean(
+    tiny_model: Path, task_files: Path, tmp_path: Path
+) -> None:
+    data = data_of("ocnli", task_files, tiny_model)
+    overrides = [f"task.data={task_files}", *SMALL]
+    (asked,) = run.read_runs("ocnli", str(tiny_model), overrides)
+    facts = {"seconds": 1.25, "processes": 1, "versions": {}}
+    scores = [
+        {"seed": seed, "dev": {"accuracy": value}, **facts}
+        for seed, value in ((7, 0.25), (3, 0.75), (5, 0.75), (4, 0.65))
+    ]
+    summary = run.summarize(seed_run.plan(asked, data, 1), data, scores)
+    told = summary["scores"]["dev"]["accuracy"]
+    assert told["values"] == [0.25, 0.75, 0.75, 0.65]
+    assert (told["max"], told["mean"]) == (0.75, pytest.approx(0.6))
+    assert told["deviation"] == pytest.approx((0.17 / 3) ** 0.5)
+    assert summary["best_seed"] == 3  # the first of equals
+    assert summary["seconds"] == 5.0
+    assert run.lines(summary) == ["OCNLI dev: 75.0 (60.0)  accuracy, best (mean) of 4 seeds"]
 
 
 def test_a_task_that_can_be_learnt_is_learnt(

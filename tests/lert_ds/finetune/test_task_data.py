@@ -124,7 +124,9 @@ def test_the_folder_may_be_the_tasks_own_or_named_otherwise(
     assert folder_of(TaskConfig(name="csc", data=tmp_path), task) == tmp_path / "csc"
 
 
-def test_files_that_are_named(opened: Open, write_task: Any, tmp_path: Path) -> None:
+def test_files_that_are_named(
+    opened: Open, write_task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = write_task(tmp_path, "lcqmc")
     for name in ("mine.tsv", "mine-dev.tsv"):
         shutil.copyfile(place / "train.txt", place / name)
@@ -134,6 +136,9 @@ def test_files_that_are_named(opened: Open, write_task: Any, tmp_path: Path) -> 
     assert data.files == {"train": "mine.tsv", "dev": "mine-dev.tsv", "test": "elsewhere.txt"}
     assert data.test is not None
     assert data.dev.examples == data.train.examples != data.test.examples
+    # A path that is none of the folder's is one from where the command stands.
+    monkeypatch.chdir(tmp_path)
+    assert opened(tmp_path, "lcqmc", test="elsewhere.txt").files["test"] == "elsewhere.txt"
     with pytest.raises(UserError, match=r"task.dev = none.txt: no such file, in .*lcqmc neither"):
         opened(tmp_path, "lcqmc", dev="none.txt")
 
