@@ -12,7 +12,7 @@ from lert_ds import cli, model_dir
 from lert_ds.modeling_lert import LertModel
 from lert_ds.pretraining_objective import masked_logits
 
-pytest.importorskip("tensorflow", reason="needs pip install 'lert-ds[tf]', beside docs/convert.md")
+pytest.importorskip("tensorflow", reason="needs pip install 'lert-ds[tf]' (docs/convert.md)")
 
 
 @pytest.fixture(scope="module")
