@@ -143,7 +143,7 @@ def test_a_task_that_can_be_learnt_is_learnt(
 ) -> None:
     write_task(tmp_path / "tasks", "chnsenticorp", 20, train=80)
     finetune(
-        "chnsenticorp", f"task.data={tmp_path / 'tasks'}", "train.steps=60", "seeds=[1]",
+        "chnsenticorp", f"task.data={tmp_path / 'tasks'}", "train.steps=120", "seeds=[1]",
         "keep_models=true",
     )  # fmt: skip
     lines = (tmp_path / "run/seed-1/metrics.jsonl").read_text("utf-8").splitlines()
