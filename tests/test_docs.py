@@ -10,6 +10,8 @@ import pytest
 
 from distill.run import DistillRun
 from lert_ds import cli, config
+from lert_ds.finetune import run as finetune
+from lert_ds.finetune.tasks import TASKS
 from lert_ds.pretrain import PretrainRun
 from prune.recover import RecoverRun
 
@@ -86,6 +88,24 @@ def check(words: Sequence[str]) -> None:
         overrides = [word for word in arguments if "=" in word]
         path = config.find(names[0], PRESETS)
         config.load(TRAININGS[command], path, overrides)
+    if command == "finetune":
+        check_finetune(arguments)
+
+
+def check_finetune(arguments: Sequence[str]) -> None:
+    """Check the arguments of `finetune`: a task or all, a model, keys, those of one task too."""
+    name, model, *overrides = (word for word in arguments if not word.startswith("-"))
+    for task in TASKS if name == finetune.ALL else [name]:
+        assert finetune._read(task, model, overrides).model == model
+    for override in overrides:
+        head, _, rest = override.partition(".")
+        assert head not in TASKS or finetune._read(head, model, [rest])
+
+
+def test_an_argument_of_finetune_that_is_wrong_is_found() -> None:
+    for wrong in ("ocnly m", "ocnli m task.dat=x", "all m ocnli.train.learning_rat=1", "ocnli"):
+        with pytest.raises(ValueError):
+            check_finetune(wrong.split())
 
 
 def test_the_pages_have_commands() -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from distill.run import DistillRun
 from lert_ds import cli, config
+from lert_ds.finetune import run as finetune
+from lert_ds.finetune.tasks import TASKS
 from lert_ds.prepare import PrepareConfig
 from lert_ds.pretrain import PretrainRun
 from prune.benchmark.run import BenchmarkConfig
@@ -47,6 +49,11 @@ def test_a_command_names_what_there_is(line: str) -> None:
         words = words[words.index("lert_ds") :]
     _, command, *arguments = words
     assert command in cli.COMMANDS
+    if command == "finetune":
+        name, model, *overrides = (word for word in arguments if not word.startswith("-"))
+        for task in TASKS if name == finetune.ALL else [name]:
+            assert finetune._read(task, model, overrides).model == model
+        return
     if command not in CONFIGURED or "--show" in arguments:
         return
     names = [word for word in arguments if "=" not in word and not word.startswith("-")]
