@@ -85,16 +85,13 @@ class BenchmarkConfig(Config):
     instances: int | None = Field(None, ge=1)
     """How many instances of them, rounded up to whole batches of 16; by default all."""
     task: TaskConfig | None = None
-    """Of models that were fine-tuned: the task whose dev and test files they are judged on."""
+    """Of models that were fine-tuned: the task whose dev and test files they are judged on, in the
+    place of corpus_valid."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.models:
             raise ValueError("models is empty; name model folders and edge folders to compare")
-        if self.task is not None and self.corpus_valid:
-            raise ValueError(
-                "corpus_valid is for models that fill [MASK], task for fine-tuned ones; name one"
-            )
         if min(self.lengths) < SHORTEST:
             raise ValueError(f"lengths: {min(self.lengths)} has no room for a piece; from 3 on")
         for key in ("batch_sizes", "lengths", "threads"):
@@ -136,7 +133,8 @@ def benchmark(settings: BenchmarkConfig) -> dict[str, Any]:
     columns = _find_columns(settings)
     text = read_text(settings.text)
     texts = [Text(tokenizer_files.load(column.folder), text) for column in columns]
-    held_out = HeldOut(settings.corpus_valid, settings.instances) if settings.corpus_valid else None
+    has_losses = settings.task is None and settings.corpus_valid
+    held_out = HeldOut(settings.corpus_valid, settings.instances) if has_losses else None
     for line in _explain(settings, columns):
         log.info(line)
     quality = _evaluate(held_out, columns)
@@ -183,7 +181,7 @@ def _find_columns(settings: BenchmarkConfig) -> list[Column]:
     columns = find_columns(settings.models, settings.names, settings.precision)
     kind = None if settings.task is None else find_task(settings.task.name).kind
     refuse_others([(column.source, column.head) for column in columns], kind)
-    if settings.corpus_valid and columns[0].head != MLM:
+    if settings.corpus_valid and settings.task is None and columns[0].head != MLM:
         raise ConfigError(
             f"corpus_valid: {columns[0].source} is a model for {columns[0].head}, which fills no "
             "[MASK]; leave it out, or name its task with task.name="
@@ -276,7 +274,8 @@ def _explain(settings: BenchmarkConfig, columns: Sequence[Column]) -> Iterator[s
     if (most := max(settings.threads)) > (cores := usable_cores()):
         yield f"threads = {most}, but {cores} core may be used: those figures say little"
     if settings.task is not None:
-        yield f"task {settings.task.name}: every column is judged on its dev and test files"
+        unread = "; corpus_valid is not read" if settings.corpus_valid else ""
+        yield f"task {settings.task.name}: every column is judged on its dev and test files{unread}"
     elif not settings.corpus_valid:
         yield "corpus_valid = []: no losses, no accuracies"
 

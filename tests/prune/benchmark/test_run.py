@@ -237,10 +237,12 @@ def test_a_task_that_does_not_fit_is_told_before_anything_is_measured(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_corpus_and_a_task_are_refused_together_and_models_of_two_kinds(
+def test_a_task_takes_the_place_of_a_corpus_and_models_of_two_kinds_are_refused(
     fine_tuned: Callable[[str], tuple[Path, Path]], tiny_model: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="corpus_valid is for models that fill"):
-        settings([tiny_model], tmp_path / "out", corpus_valid="c", task={"name": "ocnli"})
+    words = {"corpus_valid": "none/there", "task": {"name": "ocnli"}}  # as a preset may have it
+    both = settings([fine_tuned("ocnli")[0]], tmp_path / "out", **words)
+    told = "\n".join(benchmark._explain(both, benchmark._find_columns(both)))
+    assert "task ocnli: every column is judged on its dev and test files; corpus_valid is" in told
     with pytest.raises(ConfigError, match="which take other times"):
         benchmark.benchmark(settings([tiny_model, fine_tuned("ocnli")[0]], tmp_path / "out"))
