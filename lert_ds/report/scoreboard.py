@@ -92,7 +92,8 @@ def scoreboard(finetunes: Sequence[Finetune]) -> Scoreboard:
         rows = [_published_row(model, columns, notes) for model in models]
         if known := [row for row in rows if any(row.cells)]:
             groups.append(Group(title, False, known))
-    return Scoreboard([_head(column) for column in columns], groups, _says(finetunes), notes.texts)
+    says = _says(finetunes) + _published_elsewhere(columns)
+    return Scoreboard([_head(column) for column in columns], groups, says, notes.texts)
 
 
 def _head(column: Column) -> tuple[str, str]:
@@ -110,6 +111,17 @@ def _says(finetunes: Sequence[Finetune]) -> str:
         f"In percent, the best and in brackets the mean of {_seeds_text(counts)} on the {told} "
         f"set{alone}. Each run's weights are those that did best on dev."
     )
+
+
+def _published_elsewhere(columns: Sequence[Column]) -> str:
+    """Return which models have figures on these tasks that no column is for: LERT-small's, say."""
+    tasks = {column.task for column in columns}
+    absent = [
+        model
+        for model, figures in published().items()
+        if not figures.keys() & set(columns) and any(column.task in tasks for column in figures)
+    ]
+    return f" Published on other splits alone: {', '.join(absent)}." if absent else ""
 
 
 def _seeds_text(counts: Sequence[int]) -> str:

@@ -40,6 +40,12 @@ def test_cells_are_the_best_and_the_mean_in_percent(make: Make) -> None:
     assert "best and in brackets the mean of 3 seeds on the dev set." in board.says
 
 
+def test_models_that_were_published_on_another_split_are_named(make: Make) -> None:
+    told = "Published on other splits alone: RBTL3, LERT-small."
+    assert told in scoreboard([make("bq", scores={"dev": [0.7]})]).says
+    assert "other splits" not in scoreboard([make("ocnli")]).says
+
+
 def test_both_metrics_of_reading_comprehension(make: Make) -> None:
     board = scoreboard([make("cmrc2018", scores={"dev": [0.5]})])
     assert board.heads == [("CMRC 2018 dev", "EM / F1")]
