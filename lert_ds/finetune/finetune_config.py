@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from lert_ds.finetune.settings import TaskConfig
 from lert_ds.train.optim import OptimizerConfig
 from lert_ds.train.schedule import ScheduleConfig
+from lert_ds.train.trainer import TrainConfig
 from lert_ds.training_run import TrainingRun
 
 BY_THE_MACHINE = Path("auto")
@@ -43,6 +44,12 @@ class FinetuneRun(TrainingRun):
     def _check(self) -> Self:
         if not self.model:
             raise ValueError("model is missing; name a model folder or a name on the hub")
+        for key in ("evaluate_every", "save_every"):
+            if getattr(self.train, key) not in (0, TrainConfig.model_fields[key].default):
+                raise ValueError(
+                    f"train.{key} = {getattr(self.train, key)}: evaluations_per_epoch says how "
+                    "often here; take it out"
+                )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {list(self.seeds)}: give one or more, each once")
         if min(self.seeds) < 0:

@@ -12,7 +12,6 @@ Read with `tasks.py` (what there is), `task_data.py` (files to batches), `kinds.
 import argparse
 import logging
 import shutil
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from typing import Any
 from lert_ds import cli, config, distributed, hub_upload, model_dir, run_lock, training_run
 from lert_ds.errors import ConfigError
 from lert_ds.files import refuse_finished, write_json, write_whole_folder
-from lert_ds.finetune import seed_run
+from lert_ds.finetune import seed_run, summary
 from lert_ds.finetune.finetune_config import FinetuneRun
-from lert_ds.finetune.task_data import TaskData, find_files, open_task
+from lert_ds.finetune.task_data import find_files, open_task
 from lert_ds.finetune.tasks import TASKS, find_task
 from lert_ds.run_folder import joined
 
@@ -64,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
             _explain(one, arguments.processes or distributed.world_size())
         return
     for one in runs:
-        if arguments.task != ALL:
+        if arguments.task != ALL and not _has_more(one):
             refuse_finished(one.output, run_lock.FINISHED, one.overwrite)
     addresses = [one.push_to_hub for one in runs if one.push_to_hub is not None]
     if len(set(addresses)) < len(addresses):
@@ -76,7 +75,8 @@ def run(arguments: argparse.Namespace) -> None:
     finished = []
     with joined(timeout_seconds):
         for one in runs:
-            if (one.output / run_lock.FINISHED).is_file() and not one.overwrite:
+            is_finished = (one.output / run_lock.FINISHED).is_file() and not one.overwrite
+            if is_finished and not _has_more(one):
                 logger.info("%s: finished before; say overwrite=true to do it again", one.output)
             elif not finetune(one):
                 break
@@ -85,6 +85,12 @@ def run(arguments: argparse.Namespace) -> None:
     for one in finished:  # the processes have parted: none waits for an upload
         if one.push_to_hub is not None and distributed.is_main():
             hub_upload.try_push(one.output / "model", one.push_to_hub)
+
+
+def _has_more(asked: FinetuneRun) -> bool:
+    """Return whether more seeds are asked for than a finished fine-tuning has."""
+    before = summary.read(asked.output).get("seeds", [])
+    return not asked.overwrite and bool(before) and set(before) < set(asked.seeds)
 
 
 def read_runs(name: str, model: str, overrides: Sequence[str]) -> list[FinetuneRun]:
@@ -143,8 +149,8 @@ def _task_of(path: Path, overrides: Sequence[str]) -> str:
 def finetune(asked: FinetuneRun) -> dict[str, Any] | None:
     """Fine-tune with every seed, write the run folder, and return the content of summary.json.
 
-    Every process must call it. Seeds that are finished are not trained again. Returns None where
-    something asked to stop; the same call goes on from there.
+    Every process must call it. Seeds that are finished are not trained again, so more of them can
+    be asked for later. Returns None where something asked to stop; the same call goes on then.
 
     Raises:
         UserError: something does not fit; nothing has been changed then.
@@ -160,93 +166,35 @@ def finetune(asked: FinetuneRun) -> dict[str, Any] | None:
         if found is None:
             return None
         scores.append(found)
-    summary = summarize(plan, data, scores)
+    found_of_all = summary.summarize(plan, data, scores)
     if distributed.is_main():
-        _write(asked, summary, scores)
-        for line in lines(summary):
+        _write(asked, found_of_all, scores)
+        for line in summary.lines(found_of_all):
             logger.info(line)
     distributed.barrier()
-    return summary
+    return found_of_all
 
 
-def summarize(
-    plan: seed_run.Plan, data: TaskData, scores: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Return the best and the mean of each metric over the seeds, and what made them."""
-    run = plan.run
-    splits = [split for split in ("dev", "test") if split in scores[0]]
-    best = max(scores, key=lambda one: one["dev"][data.task.score])  # the first of equals
-    return {
-        "kind": "finetune",
-        "task": data.task.name,
-        "title": data.task.title,
-        "start": run.model,
-        "parameters": plan.numbers.parameters,
-        "scores": {
-            split: {
-                name: _over([float(one[split][name]) for one in scores])
-                for name in scores[0][split]
-            }
-            for split in splits
-        },
-        "shown": list(data.task.metrics),
-        "seeds": [one["seed"] for one in scores],
-        "best_seed": best["seed"],
-        "baselines": data.baselines(),
-        "examples": {"train": len(data.train.examples), "dev": len(data.dev.examples)},
-        "files": data.files,
-        "max_length": data.max_length,
-        "batch_size": run.train.batch_size,
-        "learning_rate": run.train.learning_rate,
-        "steps": run.train.steps,
-        "seconds": round(sum(one["seconds"] for one in scores), 1),
-        "processes": best["processes"],
-        "versions": best["versions"],
-    }
-
-
-def _over(values: Sequence[float]) -> dict[str, Any]:
-    return {
-        "max": max(values),
-        "mean": statistics.fmean(values),
-        "deviation": statistics.stdev(values) if len(values) > 1 else None,
-        "values": list(values),
-    }
-
-
-def lines(summary: Mapping[str, Any]) -> list[str]:
-    """Return what the user is told of a fine-tuning: the best and, in brackets, the mean."""
-    told = []
-    for split, metrics in summary["scores"].items():
-        shown = " / ".join(
-            f"{100 * metrics[name]['max']:.1f} ({100 * metrics[name]['mean']:.1f})"
-            for name in summary["shown"]
-        )
-        names = " / ".join(summary["shown"])
-        told.append(f"{summary['title']} {split}: {shown}  {names}, best (mean) of "
-                    f"{len(summary['seeds'])} seeds")  # fmt: skip
-    return told
-
-
-def _write(
-    asked: FinetuneRun, summary: dict[str, Any], scores: Sequence[Mapping[str, Any]]
-) -> None:
+def _write(asked: FinetuneRun, found: dict[str, Any], scores: Sequence[Mapping[str, Any]]) -> None:
     """Put the best seed's model in its place, and what all seeds reached beside it."""
-    folder = asked.output
+    folder, place = asked.output, asked.output / "model"
     write_json(folder / "config.json", config.dump(asked))
-    best = folder / f"seed-{summary['best_seed']}" / "model"
-    if not best.is_dir():  # as after an end that was taken away: only the best one's stays then
+    best = folder / f"seed-{found['best_seed']}" / "model"
+    is_in_place = summary.read(folder).get("best_seed") == found["best_seed"] and place.is_dir()
+    if best.is_dir():
+        with write_whole_folder(place) as temporary:
+            shutil.copytree(best, temporary, dirs_exist_ok=True)
+    elif not is_in_place or asked.overwrite:
+        # As after an end that was taken away: only the best one's stays then.
         raise ConfigError(
             f"{best}: the model of the best seed is not there any more; say overwrite=true to "
             "train all seeds again"
         )
-    with write_whole_folder(folder / "model") as temporary:
-        shutil.copytree(best, temporary, dirs_exist_ok=True)
-    write_json(folder / "summary.json", {**summary, "model": str(folder / "model")})
+    write_json(folder / summary.FILE, {**found, "model": str(place)})
     if not asked.keep_models:
         for one in scores:
             shutil.rmtree(folder / f"seed-{one['seed']}" / "model", ignore_errors=True)
-    logger.info("model: %s, of seed %d", folder / "model", summary["best_seed"])
+    logger.info("model: %s, of seed %d", place, found["best_seed"])
 
 
 def _explain(asked: FinetuneRun, processes: int) -> None:

@@ -61,7 +61,8 @@ class TaskData:
     @property
     def facts(self) -> DataFacts:
         """What the shape and the cost depend on."""
-        longest = max(len(feature.input_ids) for feature in self.train.features)
+        rows = self.train.features or self.dev.features
+        longest = max(len(feature.input_ids) for feature in rows)
         return DataFacts(
             longest, self.vocabulary_size, self.pad_id, {}, len(self.train.features),
             len(self.dev.features),

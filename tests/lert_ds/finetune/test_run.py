@@ -12,7 +12,7 @@ import pytest
 
 from lert_ds import model_dir
 from lert_ds.errors import ConfigError
-from lert_ds.finetune import entity_score, run, seed_run, span_score
+from lert_ds.finetune import entity_score, run, span_score
 from lert_ds.finetune.kinds import KINDS
 from lert_ds.finetune.settings import TaskConfig
 from lert_ds.finetune.task_data import TaskData, open_task
@@ -117,27 +117,6 @@ def test_two_seeds_to_the_end(
     assert evaluations(folder / "seed-1") != evaluations(folder / "seed-2")
 
 
-def test_a_summary_tells_the_best_and_the_mean(
-    tiny_model: Path, task_files: Path, tmp_path: Path
-) -> None:
-    data = data_of("ocnli", task_files, tiny_model)
-    overrides = [f"task.data={task_files}", *SMALL]
-    (asked,) = run.read_runs("ocnli", str(tiny_model), overrides)
-    facts = {"seconds": 1.25, "processes": 1, "versions": {}}
-    scores = [
-        {"seed": seed, "dev": {"accuracy": value}, **facts}
-        for seed, value in ((7, 0.25), (3, 0.75), (5, 0.75), (4, 0.65))
-    ]
-    summary = run.summarize(seed_run.plan(asked, data, 1), data, scores)
-    told = summary["scores"]["dev"]["accuracy"]
-    assert told["values"] == [0.25, 0.75, 0.75, 0.65]
-    assert (told["max"], told["mean"]) == (0.75, pytest.approx(0.6))
-    assert told["deviation"] == pytest.approx((0.17 / 3) ** 0.5)
-    assert summary["best_seed"] == 3  # the first of equals
-    assert summary["seconds"] == 5.0
-    assert run.lines(summary) == ["OCNLI dev: 75.0 (60.0)  accuracy, best (mean) of 4 seeds"]
-
-
 def test_a_task_that_can_be_learnt_is_learnt(
     finetune: Finetune, write_task: Any, tmp_path: Path
 ) -> None:
@@ -203,6 +182,29 @@ def test_what_is_finished_is_not_trained_again(
     assert again["scores"] == interrupted["scores"]
     resumed = evaluations(folder / "seed-2")
     assert [record["step"] for record in resumed] == sorted({r["step"] for r in resumed})
+
+
+def test_more_seeds_can_be_asked_for_later(finetune: Finetune, tmp_path: Path) -> None:
+    finetune("lcqmc", "seeds=[1]")
+    folder = tmp_path / "run"
+    before = (folder / "seed-1/metrics.jsonl").read_bytes()
+    finetune("lcqmc", "seeds=[1,2,3]")
+    summary = read(folder / "summary.json")
+    assert summary["seeds"] == [1, 2, 3]
+    assert (folder / "seed-1/metrics.jsonl").read_bytes() == before
+    scores = {seed: read(folder / f"seed-{seed}/scores.json") for seed in (1, 2, 3)}
+    best = scores[summary["best_seed"]]
+    assert summary["scores"]["dev"]["accuracy"]["max"] == best["dev"]["accuracy"]
+    record = read(folder / "model/run.json")
+    assert record["config"]["seed"] == summary["best_seed"]
+    said = finetune("lcqmc", "seeds=[1,2]", code=2)
+    assert "holds a finished result" in said
+
+
+@pytest.mark.parametrize("key", ["evaluate_every", "save_every"])
+def test_one_key_says_how_often_it_is_judged(finetune: Finetune, tmp_path: Path, key: str) -> None:
+    said = finetune("lcqmc", f"train.{key}=5", code=2)
+    assert f"train.{key} = 5: evaluations_per_epoch says how often here" in said
 
 
 def test_the_best_evaluations_weights_are_the_result(
