@@ -1,7 +1,7 @@
 # make quickstart                      raw text → LERT → distilled → pruned → int8, on a CPU
 # make quickstart CORPUS=text          on your own text (UTF-8 .txt, .jsonl, .parquet; .gz, .zst)
 # make quickstart CORPUS=a VALID=b     evaluated on a text of yours, not on a tenth of the first
-# make test | test-slow | check | chaos | bench      each makes .venv first when it is needed
+# make test | test-slow | check | chaos | bench | bench-tasks      each makes .venv first when it is needed
 # make host-tools                      Debian packages for the tests of several hosts (root)
 PYTHON ?= python3
 VENV := .venv
@@ -42,6 +42,7 @@ endif
 BENCH_TEXT ?= ../shared/data/text/wiki_train.txt
 BENCH_VOCABULARY ?= ../shared/data/vocab.txt
 BENCH_VALID ?= ../shared/data/text/wiki_valid.txt
+TASKS ?= ../shared/data/tasks
 # A trained model of LERT-small's shape, for what depends on weights; without it they are random.
 SMALL ?=
 ifdef VALID
@@ -54,7 +55,7 @@ TEXT = corpus='["$(CORPORA)", "$(CORPORA)-annotated"]' $(EVALUATED)
 ON = $(TEXT) $(EVERY) \
 	deepspeed=ds_configs/cpu_$(PRECISION).json overwrite=true
 
-.PHONY: quickstart test test-slow check setup chaos bench host-tools clean
+.PHONY: quickstart test test-slow check setup chaos bench bench-tasks host-tools clean
 
 setup: $(READY)
 
@@ -154,6 +155,17 @@ bench: $(READY)
 	$(BIN)/python benchmarks/edge.py --text "$(BENCH_TEXT)" --valid "$(BENCH_VALID)" \
 		$(if $(SMALL),--model "$(SMALL)",--vocabulary "$(BENCH_VOCABULARY)") \
 		--output benchmarks/results/edge.json
+
+# Scores on tasks: TASKS has a folder a task (docs/tasks.md).
+bench-tasks: $(READY)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/ablation.py --text "$(dir $(BENCH_TEXT))" --tasks "$(TASKS)" \
+		--work runs/ablation --output benchmarks/results/ablation.json
+	$(BIN)/python benchmarks/finetuning.py speed --tasks "$(TASKS)" \
+		--vocabulary "$(BENCH_VOCABULARY)" --output benchmarks/results/finetuning-speed.json
+	$(BIN)/python benchmarks/finetuning.py scores --tasks "$(TASKS)" \
+		--model runs/ablation/pretrained/pos-ner-1/model \
+		--output benchmarks/results/finetuning-scores.json
 
 host-tools:
 	@test "$$(id -u)" = 0 || { echo "to be root is needed for: apt-get install $(HOST_TOOLS)"; exit 1; }
