@@ -1,7 +1,7 @@
 # make quickstart                      raw text → LERT → distilled → pruned → int8, on a CPU
 # make quickstart CORPUS=text          on your own text (UTF-8 .txt, .jsonl, .parquet; .gz, .zst)
 # make quickstart CORPUS=a VALID=b     evaluated on a text of yours, not on a tenth of the first
-# make test | test-slow | check | chaos | bench | bench-tasks      each makes .venv first when it is needed
+# make test | test-slow | test-tf | check | chaos | bench | bench-tasks      each makes .venv first when it is needed
 # make host-tools                      Debian packages for the tests of several hosts (root)
 PYTHON ?= python3
 VENV := .venv
@@ -55,7 +55,7 @@ TEXT = corpus='["$(CORPORA)", "$(CORPORA)-annotated"]' $(EVALUATED)
 ON = $(TEXT) $(EVERY) \
 	deepspeed=ds_configs/cpu_$(PRECISION).json overwrite=true
 
-.PHONY: quickstart test test-slow check setup chaos bench bench-tasks host-tools clean
+.PHONY: quickstart test test-slow test-tf check setup chaos bench bench-tasks host-tools clean
 
 setup: $(READY)
 
@@ -81,6 +81,13 @@ test: $(READY)
 # What takes long: launches that fail in every way, several hosts, every layout of a resume.
 test-slow: $(READY)
 	$(BIN)/pytest -q -n $(PROCESSES) --dist loadfile -m slow $(PYTEST)
+
+# The tests of TensorFlow checkpoints, in an environment of their own: docs/convert.md.
+test-tf:
+	$(PYTHON) -m venv .venv-tf
+	.venv-tf/bin/pip install --quiet -c constraints.txt torch==2.13.0
+	.venv-tf/bin/pip install --quiet -c constraints.txt -e '.[tf,export,dev]'
+	.venv-tf/bin/pytest -q tests/lert_ds/convert tests/lert_ds/reference
 
 # A hundred faults in trainings, then thirty in `prepare`: about half an hour on two quiet cores.
 chaos: $(READY)

@@ -32,8 +32,8 @@ STEPS = 6000
 VARIANTS = {"random": None, "mlm": [], "pos": ["pos"], "pos-ner": ["pos", "ner"]}
 """Name to the linguistic tasks beside MLM; None: not pre-trained."""
 TASKS: dict[str, list[str]] = {
-    "chnsenticorp": ["train.epochs=3", "train.learning_rate=3e-4"],
-    "peopledaily": ["train.epochs=3", "train.learning_rate=5e-4"],
+    "chnsenticorp": ["train.epochs=2", "train.learning_rate=3e-4"],
+    "peopledaily": ["train.epochs=2", "train.learning_rate=5e-4"],
     "ocnli": ["train.epochs=6", "train.learning_rate=3e-4", "train.batch_size=32"],
 }
 """Task to what differs from its preset: rates for a tiny model, epochs for few examples."""
