@@ -14,6 +14,21 @@ from lert_ds.training_run import TrainingRun
 BY_THE_MACHINE = Path("auto")
 
 
+class FinetuneOptimizer(OptimizerConfig):
+    """The optimizer of a run of few steps."""
+
+    bias_correction: bool = True
+    """Without it such a run fails now and then (Mosbach et al. 2021, arXiv 2006.04884; Zhang et al.
+    2021, arXiv 2006.05987)."""
+
+
+class FinetuneSchedule(ScheduleConfig):
+    """The learning rate over a run of few steps."""
+
+    warmup_share: float | None = 0.1
+    """The warm-up as a share of all steps, in the place of warmup_steps, which null brings back."""
+
+
 class FinetuneRun(TrainingRun):
     """Configuration of `lert-ds finetune`."""
 
@@ -34,10 +49,9 @@ class FinetuneRun(TrainingRun):
     deepspeed: Path = BY_THE_MACHINE
     """DeepSpeed's JSON; auto: ZeRO-1 on GPUs, ZeRO-2 on processors, in bf16 where the machine
     multiplies it itself."""
-    optimizer: OptimizerConfig = OptimizerConfig(bias_correction=True)
-    """The optimizer. With bias correction: without it a fine-tuning of few steps fails now and then
-    (Mosbach et al. 2021, arXiv 2006.04884; Zhang et al. 2021, arXiv 2006.05987)."""
-    schedule: ScheduleConfig = ScheduleConfig(warmup_share=0.1)
+    optimizer: FinetuneOptimizer = FinetuneOptimizer()
+    """The optimizer."""
+    schedule: FinetuneSchedule = FinetuneSchedule()
     """The learning rate over the run: a tenth of it warms up, then it falls to 0."""
 
     @model_validator(mode="after")

@@ -39,3 +39,14 @@ def test_what_it_is_by_default() -> None:
 def test_what_cannot_be_is_refused_with_its_key(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(FinetuneRun, {**TREE, **changes}, "test")
+
+
+def test_a_single_key_leaves_the_others_as_fine_tuning_has_them() -> None:
+    tree = {
+        "output": "run", "model": "model", "task": {"name": "bq"},
+        "optimizer": {"weight_decay": 0.1}, "schedule": {"kind": "cosine"},
+        "train": {"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-4},
+    }  # fmt: skip
+    run = parse(FinetuneRun, tree, "test")
+    assert (run.optimizer.weight_decay, run.optimizer.bias_correction) == (0.1, True)
+    assert (run.schedule.kind, run.schedule.warmup_of(50)) == ("cosine", 5)
