@@ -13,6 +13,7 @@ import argparse
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from lert_ds.finetune import seed_run, summary
 from lert_ds.finetune.finetune_config import FinetuneRun
 from lert_ds.finetune.task_data import find_files, open_task
 from lert_ds.finetune.tasks import TASKS, find_task
-from lert_ds.run_folder import joined
+from lert_ds.run_folder import COLLECTIVE_SHARE, joined
+from lert_ds.train.peers import Peers
 
 PRESETS = Path(__file__).parents[1] / "configs"
 ALL = "all"
@@ -74,9 +76,9 @@ def run(arguments: argparse.Namespace) -> None:
     timeout_seconds = max(one.train.timeout_seconds for one in runs)
     finished = []
     with joined(timeout_seconds):
+        disk = Peers(COLLECTIVE_SHARE * timeout_seconds)
         for one in runs:
-            is_finished = (one.output / run_lock.FINISHED).is_file() and not one.overwrite
-            if is_finished and not _has_more(one):
+            if disk.of_main(partial(_is_finished, one)):
                 logger.info("%s: finished before; say overwrite=true to do it again", one.output)
             elif not finetune(one):
                 break
@@ -85,6 +87,12 @@ def run(arguments: argparse.Namespace) -> None:
     for one in finished:  # the processes have parted: none waits for an upload
         if one.push_to_hub is not None and distributed.is_main():
             hub_upload.try_push(one.output / "model", one.push_to_hub)
+
+
+def _is_finished(asked: FinetuneRun) -> bool:
+    """Return whether there is nothing left to do."""
+    is_there = (asked.output / run_lock.FINISHED).is_file()
+    return is_there and not asked.overwrite and not _has_more(asked)
 
 
 def _has_more(asked: FinetuneRun) -> bool:

@@ -27,6 +27,7 @@ from lert_ds.finetune.tasks import Task
 from lert_ds.machine import multiplies_bf16
 from lert_ds.model_source import CONFIG
 from lert_ds.train.engine import device
+from lert_ds.train.peers import Peers
 
 SCORES = "scores.json"
 """In the folder of a seed: what its best weights reach; it is finished then."""
@@ -127,9 +128,13 @@ def run_seed(plan_of_all: Plan, seed: int, data: TaskData) -> dict[str, Any] | N
     folder = run.output / f"seed-{seed}"
     # What is uploaded is the best seed's model, by the run of all.
     run = run.model_copy(update={"seed": seed, "output": folder, "push_to_hub": None})
-    if not run.overwrite and (finished := _finished(run)) is not None:
+    disk = Peers(run_folder.COLLECTIVE_SHARE * run.train.timeout_seconds)
+    finished: dict[str, Any] | None = None
+    if not run.overwrite:
+        finished = disk.of_main(lambda: _finished(run))
+    if finished is not None:
         return finished
-    if run.overwrite or not (folder / run_lock.FINISHED).is_file():
+    if run.overwrite or not disk.of_main((folder / run_lock.FINISHED).is_file):
         torch.manual_seed(seed)  # the same first weights of the head on every process
         model = load(run.model, data.task)
         training.set_up_model(run, model)
@@ -150,7 +155,7 @@ def run_seed(plan_of_all: Plan, seed: int, data: TaskData) -> dict[str, Any] | N
     if distributed.is_main():
         _score(run, data)
     distributed.barrier()
-    return _finished(run)
+    return disk.of_main(lambda: _finished(run))
 
 
 def _score(run: FinetuneRun, data: TaskData) -> None:

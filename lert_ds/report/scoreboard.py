@@ -172,7 +172,7 @@ def _differences(one: Finetune, split: str) -> Iterator[str]:
     if source is None:
         yield f"{title} {split}: held out from {files.get('train')}, the owners' set is another"
     elif source.removesuffix(".gz") not in one.task.files[split]:  # type: ignore[index]
-        yield f"{title} {split}: read from {source}, not a file of the owners by its name"
+        yield f"{title} {split}: read from {source}, not the owners' file of that split"
     count, whole = one.record["examples"].get("train"), TRAIN_EXAMPLES[one.task.name]
     if isinstance(count, int) and count < WHOLE * whole:
         yield (

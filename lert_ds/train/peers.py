@@ -8,14 +8,17 @@ has long arrived. All processes read the same exchange, so all stop at the same 
 import datetime
 import json
 import secrets
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 
 from lert_ds import distributed
 from lert_ds.errors import UserError
+
+T = TypeVar("T")
 
 _CHUNK_BYTES = 2**26
 _SEEN = ".seen-"
@@ -59,6 +62,22 @@ class Peers:
         for rank, found in enumerate(told):
             if found is not None:
                 raise UserError(f"rank {rank}: {found}")
+
+    def of_main(self, find: Callable[[], T]) -> T:
+        """Return what `find` gives on the main process, to all: only that one need see the disk.
+
+        Plain JSON values; a user's error that it raises is raised by all.
+        """
+        found: T | None = None
+        mistake: UserError | None = None
+        if distributed.is_main():
+            try:
+                found = find()
+            except UserError as error:
+                mistake = error
+        self.agree(mistake)
+        told: T = self.gather(found)[0]
+        return told
 
     def exchange(self, *flags: int) -> tuple[int, ...]:
         """Send `flags` and return the largest of each over all processes, of the call before.

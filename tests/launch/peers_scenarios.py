@@ -81,6 +81,22 @@ def agree() -> None:
     tell("agree", said)
 
 
+def of_main() -> None:
+    """The main process's disk decides, for those too that see another or none."""
+    peers, rank = Peers(60), distributed.rank()
+    found = peers.of_main(lambda: {"seen": rank})
+
+    def refuse() -> None:
+        raise CorpusError(f"told by {rank}")
+
+    try:
+        peers.of_main(refuse)
+        said = ""
+    except UserError as error:
+        said = str(error)
+    tell("of_main", [found, said, peers.of_main(lambda: None)])
+
+
 if __name__ == "__main__":
-    acts = (gather, exchange, leader, copy_file, agree)
+    acts = (gather, exchange, leader, copy_file, agree, of_main)
     run(FOLDER, [Scenario(act.__name__, 3, act) for act in acts])

@@ -98,7 +98,7 @@ def test_the_same_model_on_the_same_task_again_has_a_row_with_its_folder(make: M
          ["People's Daily dev: held out from train.txt.gz, the owners' set is another",
           "People's Daily: trained on 45,592 examples of train.txt.gz, where the task has 50,658"]),
         ("tnews", {"files": {"train": "train.json", "dev": "mine.json"}},
-         ["TNEWS dev: read from mine.json, not a file of the owners by its name"]),
+         ["TNEWS dev: read from mine.json, not the owners' file of that split"]),
         ("cmrc2018", {"files": {"train": "train.json", "dev": "dev.json.gz"},
                       "examples": {"train": 10_142}}, []),
     ],

@@ -67,10 +67,18 @@ def test_what_one_refuses_all_refuse(three: Path) -> None:
         assert f"told by {rank if rank else 1}" in two
 
 
+def test_what_the_main_process_finds_holds_for_all(three: Path) -> None:
+    for found, said, nothing in told(three, "of_main"):
+        assert found == {"seen": 0}
+        assert "told by 0" in said
+        assert nothing is None
+
+
 def test_one_alone_talks_to_nobody(tmp_path: Path) -> None:
     peers = Peers(1)
     assert peers.alone
     assert peers.gather({"step": 3}) == [{"step": 3}]
+    assert peers.of_main(lambda: 7) == 7
     assert peers.exchange(15, 2) == (15, 2)
     assert peers.leader(tmp_path / "new/checkpoints") == 0
     assert (tmp_path / "new/checkpoints").is_dir()
