@@ -19,12 +19,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+import hypothesis
 import numpy as np
 import pytest
 
 from lert_ds.data.shards import HELD_OUT, Manifest, write_manifest, write_shard
 from lert_ds.files import sha256_of
 from lert_ds.labels import IGNORE_INDEX, LTP_TAGS, TASKS
+
+# No test watches the clock: on a busy machine that fails what is right.
+hypothesis.settings.register_profile("without_a_clock", deadline=None)
+hypothesis.settings.load_profile("without_a_clock")
 
 ROOT = Path(__file__).parents[1]
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
