@@ -32,9 +32,9 @@ STEPS = 6000
 VARIANTS = {"random": None, "mlm": [], "pos": ["pos"], "pos-ner": ["pos", "ner"]}
 """Name to the linguistic tasks beside MLM; None: not pre-trained."""
 TASKS: dict[str, list[str]] = {
-    "chnsenticorp": ["train.epochs=2", "train.learning_rate=3e-4"],
     "peopledaily": ["train.epochs=2", "train.learning_rate=5e-4"],
-    "ocnli": ["train.epochs=6", "train.learning_rate=3e-4", "train.batch_size=32"],
+    "ocnli": ["train.epochs=6", "train.learning_rate=1e-3", "train.batch_size=32"],
+    "chnsenticorp": ["train.epochs=2", "train.learning_rate=5e-4", "evaluations_per_epoch=2"],
 }
 """Task to what differs from its preset: rates for a tiny model, epochs for few examples."""
 OF_PRETRAINING = [
