@@ -6,12 +6,12 @@ Needs no PyTorch, so that a device that runs graphs alone can use it.
 import dataclasses
 import json
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from lert_ds.errors import UserError
+from lert_ds.text_table import columns_of
 
 
 @dataclass(frozen=True)
@@ -172,11 +172,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def show_candidate(candidate: Candidate) -> str:
     """Return a candidate as the tables show it, `n 98.0 %`."""
     return f"{candidate.name} {100 * candidate.probability:.1f} %"
-
-
-def columns_of(text: str) -> int:
-    """Return the columns of a terminal that `text` takes: two for a Han character."""
-    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)
 
 
 def _lines() -> list[str]:

@@ -19,7 +19,7 @@ LEAVES = {
     f"lert_ds.{name}"
     for name in (
         "arithmetic", "config", "distributed", "errors", "files", "labels", "launchers", "machine",
-        "objective", "redaction", "termination",
+        "objective", "redaction", "termination", "text_table",
     )
 }  # fmt: skip
 # What a later stage takes from lert_ds; a new public module is added here on purpose.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lert_ds.finetune.examples import TextExample
-from lert_ds.finetune.features import Feature, in_chunks, with_special
+from lert_ds.finetune.features import Feature, ids_of, with_special
 from lert_ds.finetune.settings import TaskConfig
 from lert_ds.train.peers import Peers
 
@@ -16,17 +16,10 @@ def encode(
     examples: Sequence[TextExample], tokenizer: Any, settings: TaskConfig, max_length: int
 ) -> list[Feature]:
     """Return a feature for each example; of what is too long, the longer part loses its end."""
-
-    def ids(texts: Sequence[str]) -> Any:
-        return tokenizer(
-            list(texts), add_special_tokens=False, return_attention_mask=False,
-            return_token_type_ids=False, verbose=False,
-        )["input_ids"]  # fmt: skip
-
-    firsts = in_chunks(ids, [example.text for example in examples])
+    firsts = ids_of(tokenizer, [example.text for example in examples])
     are_pairs = bool(examples) and examples[0].pair is not None
     seconds = (
-        in_chunks(ids, [e.pair or "" for e in examples]) if are_pairs else [None] * len(examples)
+        ids_of(tokenizer, [e.pair or "" for e in examples]) if are_pairs else [None] * len(examples)
     )
     features = []
     for number, (example, first, second) in enumerate(zip(examples, firsts, seconds, strict=True)):

@@ -83,6 +83,18 @@ def with_special(
     return np.array(row, dtype=np.int32), begins
 
 
+def ids_of(tokenizer: Any, texts: Sequence[str]) -> list[Sequence[int]]:
+    """Return the ids of texts, without special tokens."""
+
+    def ids(some: Sequence[str]) -> Any:
+        return tokenizer(
+            list(some), add_special_tokens=False, return_attention_mask=False,
+            return_token_type_ids=False, verbose=False,
+        )["input_ids"]  # fmt: skip
+
+    return in_chunks(ids, texts)
+
+
 def in_chunks(
     tokenize: Callable[[Sequence[str]], Any], texts: Sequence[str], size: int = 4096
 ) -> list[Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lert_ds.finetune import span_score
 from lert_ds.finetune.examples import SpanExample
-from lert_ds.finetune.features import Feature, in_chunks, windows, with_special
+from lert_ds.finetune.features import Feature, ids_of, in_chunks, windows, with_special
 from lert_ds.finetune.settings import TaskConfig
 from lert_ds.train.peers import Peers
 
@@ -32,12 +32,6 @@ def encode(
     The label of a window is the first answer that stands in it whole, or [CLS], place 0.
     """
 
-    def ids(texts: Sequence[str]) -> Any:
-        return tokenizer(
-            list(texts), add_special_tokens=False, return_attention_mask=False,
-            return_token_type_ids=False, verbose=False,
-        )["input_ids"]  # fmt: skip
-
     def tokens(texts: Sequence[str]) -> Any:
         encoded = tokenizer(
             list(texts), add_special_tokens=False, return_attention_mask=False,
@@ -48,7 +42,7 @@ def encode(
     # Several questions ask about one context: it is cut into tokens once.
     contexts = list(dict.fromkeys(example.context for example in examples))
     cut = dict(zip(contexts, in_chunks(tokens, contexts, 256), strict=True))
-    questions = in_chunks(ids, [example.question for example in examples])
+    questions = ids_of(tokenizer, [example.question for example in examples])
     features = []
     for number, (example, question) in enumerate(zip(examples, questions, strict=True)):
         pieces, offsets = cut[example.context]

@@ -10,11 +10,10 @@
 What was fine-tuned here is bold, and what is published is not and names its source.
 """
 
-import unicodedata
-from collections.abc import Sequence
 from html import escape
 
 from lert_ds.report.scoreboard import Cell, Row, Scoreboard
+from lert_ds.text_table import markdown_table
 
 _UNKNOWN = "–"
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -68,10 +67,7 @@ def scoreboard_markdown(board: Scoreboard) -> str:
             bold = "**" if group.is_own else ""
             cells = [_UNKNOWN if c is None else _markdown_cell(c, bold) for c in row.cells]
             rows.append([f"{bold}{shown(row.name)}{bold}", *cells])
-    widths = [max(3, *(map(_width, column))) for column in zip(*rows, strict=True)]
-    lines = [_line(row, widths) for row in rows]
-    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines.insert(1, _line(rule, widths))
+    lines = markdown_table(rows)
     notes = [f"{_mark(number)} {shown(text)}" for number, text in enumerate(board.footnotes, 1)]
     # Two blanks at its end break a line.
     return f"{shown(board.says)}\n\n" + "\n".join([*lines, "", "  \n".join(notes)]).rstrip() + "\n"
@@ -95,15 +91,3 @@ def _marks(cell: Cell) -> str:
 
 def _mark(number: int) -> str:
     return str(number).translate(_SUPERSCRIPT)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    name, *rest = (
-        " " * (width - _width(cell)) + cell if place else cell + " " * (width - _width(cell))
-        for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    )
-    return f"| {' | '.join([name, *rest])} |"
-
-
-def _width(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)

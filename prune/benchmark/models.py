@@ -83,13 +83,8 @@ def runner(model: nn.Module) -> Runner:
 
     @torch.inference_mode()
     def run(inputs: Arrays) -> Mapping[str, NDArray[np.float32]]:
-        mask = inputs["attention_mask"]
-        output: Any = model(
-            torch.from_numpy(inputs["input_ids"]),
-            attention_mask=None if mask.all() else torch.from_numpy(mask),
-            token_type_ids=torch.from_numpy(inputs["token_type_ids"]),
-            masked_positions=torch.from_numpy(inputs["masked_positions"]),
-        )
+        masked = torch.from_numpy(inputs["masked_positions"])
+        output: Any = model(**_tensors(inputs), masked_positions=masked)
         tags = {f"{task}_logits": logits for task, logits in output.tag_logits.items()}
         found = {"logits": output.logits, **tags}
         return {name: logits.float().numpy() for name, logits in found.items()}
@@ -97,18 +92,20 @@ def runner(model: nn.Module) -> Runner:
     return run
 
 
+def _tensors(inputs: Arrays) -> dict[str, torch.Tensor | None]:
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    tensors: dict[str, torch.Tensor | None] = {n: torch.from_numpy(inputs[n]) for n in names}
+    if inputs["attention_mask"].all():
+        tensors["attention_mask"] = None
+    return tensors
+
+
 def task_runner(model: nn.Module) -> Runner:
     """Return what runs a fine-tuned model on arrays: `logits`, or `start_logits`, `end_logits`."""
 
     @torch.inference_mode()
     def run(inputs: Arrays) -> Mapping[str, NDArray[np.float32]]:
-        mask = inputs["attention_mask"]
-        output: Any = model(
-            torch.from_numpy(inputs["input_ids"]),
-            attention_mask=None if mask.all() else torch.from_numpy(mask),
-            token_type_ids=torch.from_numpy(inputs["token_type_ids"]),
-            return_dict=True,
-        )
+        output: Any = model(**_tensors(inputs), return_dict=True)
         names = [name for name in ("logits", "start_logits", "end_logits") if name in output]
         return {name: output[name].float().numpy() for name in names}
 

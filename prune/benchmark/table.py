@@ -7,9 +7,10 @@
 In brackets how many times smaller or faster than the first column: its value over this one's.
 """
 
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from lert_ds.text_table import markdown_table
 
 UNMEASURED = "—"
 _OF_MLM = ("mlm/loss", "mlm/accuracy", "mlm/unknown_share")
@@ -24,11 +25,7 @@ def markdown(record: Record) -> str:
     """Return the table of a benchmark's summary.json, and below it what has to be said once."""
     heads = ["", *(_shown(column["name"]) for column in record["columns"])]
     rows = [heads, *([name, *cells] for name, cells in _rows(record))]
-    widths = [max(3, *(map(_width, column))) for column in zip(*rows, strict=True)]
-    lines = [_line(row, widths) for row in rows]
-    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines.insert(1, _line(rule, widths))
-    return "\n".join([*lines, "", *_notes(record)]) + "\n"
+    return "\n".join([*markdown_table(rows), "", *_notes(record)]) + "\n"
 
 
 def _shown(name: str) -> str:
@@ -158,16 +155,3 @@ def _percent(share: float) -> str:
 def _digits(value: float) -> str:
     """Return a positive number with three digits, whole ones from 100."""
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    name, *rest = (
-        " " * (width - _width(cell)) + cell if place else cell + " " * (width - _width(cell))
-        for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    )
-    return f"| {' | '.join([name, *rest])} |"
-
-
-def _width(text: str) -> int:
-    """Return the columns of a terminal that `text` takes: two for a Han character."""
-    return sum(2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text)
