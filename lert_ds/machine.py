@@ -42,6 +42,15 @@ def multiplies_bf16(device: "torch.device") -> bool:
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
+def processor_features() -> tuple[str, ...]:
+    """Return the processor's name and instruction sets: what a program built for it depends on."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    wanted = ("flags", "Features")
+    found = next((line for line in lines if line.startswith(wanted)), "")
+    return (platform.machine(), _processor(), " ".join(sorted(found.partition(":")[2].split())))
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)

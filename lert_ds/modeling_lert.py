@@ -202,6 +202,8 @@ class LertForPreTrainingOutput(ModelOutput):  # type: ignore[misc]
     """[positions, vocabulary] of the MLM head."""
     tag_logits: dict[str, Tensor] | None = None
     """Task to [positions, classes] of its linguistic head."""
+    transformed: Tensor | None = None
+    """[positions, hidden], what the MLM decoder takes, where it was not asked."""
     hidden_states: tuple[Tensor, ...] | None = None
     """[batch, length, hidden] of the embeddings and of each layer, where they were asked for."""
     attentions: tuple[Tensor, ...] | None = None
@@ -266,6 +268,7 @@ class LertForPreTraining(_Lert, BertForMaskedLM):  # type: ignore[misc]
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         masked_positions: Tensor | None = None,
+        decode_words: bool = True,
         **kwargs: Any,
     ) -> LertForPreTrainingOutput:
         """Return the logits of every head at the masked positions.
@@ -279,6 +282,7 @@ class LertForPreTraining(_Lert, BertForMaskedLM):  # type: ignore[misc]
             masked_positions: int64 [masked], indices into the flattened [batch * length]; the heads
                 run on these alone (at 15 % masked, 1.4 times the training speed of LERT-small).
                 None for every position; there may be none masked.
+            decode_words: False leaves the MLM decoder to the caller, who gets its inputs.
             **kwargs: `output_hidden_states`, `output_attentions`.
         """
         encoded = self.bert(
@@ -296,7 +300,8 @@ class LertForPreTraining(_Lert, BertForMaskedLM):  # type: ignore[misc]
         predictions = self.cls.predictions
         transformed = predictions.transform(hidden)
         return LertForPreTrainingOutput(
-            logits=predictions.decoder(transformed),
+            logits=predictions.decoder(transformed) if decode_words else None,
+            transformed=None if decode_words else transformed,
             tag_logits={task: self.tag_head(task)(transformed) for task in self.config.tasks},
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,

@@ -84,12 +84,15 @@ def pretrain(config: PretrainRun, corpora: Corpora) -> None:
     config = training_run.with_steps(config, facts.instances)
     model_config, numbers = _plan(config, facts, processes)
     model = _make_model(config, model_config)
+    kernels = training.set_up_model(config, model)
     # A treebank without entities, say: its tag set for NER is empty, and there is nothing to learn.
     without = [task for task in config.lip.tasks if task not in model_config.tasks]
     if without:
         logger.warning("%s: no tags for %s", config.corpus[0], ", ".join(without))
     lip = config.lip.model_copy(update={"tasks": model_config.tasks})
-    objective = PretrainingObjective(model, lip, config.train.steps)
+    objective = PretrainingObjective(
+        model, lip, config.train.steps, fused_loss=kernels.loss == "fused"
+    )
     with run_folder.prepared(config, corpora) as peers:
         logger.info(training_run.explain(config, numbers, facts, processes))
         trained = training.fit(config, objective, corpora, numbers, peers)
@@ -129,5 +132,4 @@ def _make_model(config: PretrainRun, model_config: LertConfig) -> LertForPreTrai
             start_with_neighbours(model)
     else:
         model, _ = model_dir.load(config.init_from, tag_sets=model_config.tag_sets)
-    training.set_up_model(config, model)
     return model

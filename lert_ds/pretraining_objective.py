@@ -18,8 +18,10 @@ from torch.nn import functional
 
 from lert_ds.config import Config
 from lert_ds.errors import ConfigError
+from lert_ds.kernels.linear_cross_entropy import RowSums, linear_cross_entropy
+from lert_ds.kernels.modules import is_plain
 from lert_ds.labels import IGNORE_INDEX
-from lert_ds.modeling_lert import LertForPreTraining
+from lert_ds.modeling_lert import LertForPreTraining, LertForPreTrainingOutput
 from lert_ds.objective import Batch, Metrics, StepOutput, metric
 
 
@@ -75,7 +77,13 @@ class LertLoss:
         return lip_weight(step, self.end_steps[task])
 
     def __call__(
-        self, logits: Mapping[str, Tensor], batch: Batch, *, step: int, evaluating: bool
+        self,
+        logits: Mapping[str, Tensor],
+        batch: Batch,
+        *,
+        step: int,
+        evaluating: bool,
+        words: RowSums | None = None,
     ) -> StepOutput:
         """Return the loss and the metrics of one micro-batch at optimizer step `step`, from 0.
 
@@ -87,9 +95,13 @@ class LertLoss:
             batch: Its `labels` and `tags` are read.
             step: Optimizer step.
             evaluating: Count for macro-F1 too.
+            words: What `mlm` would come to, where its logits were not kept.
         """
         everywhere = torch.ones_like(batch.labels, dtype=torch.bool)
-        mlm = _HeadResult.of(logits["mlm"], batch.labels, everywhere)
+        if words is None:
+            mlm = _HeadResult.of(logits["mlm"], batch.labels, everywhere)
+        else:
+            mlm = _HeadResult(words.loss, batch.labels, words.hits, everywhere.sum())
         loss = mlm.mean_loss()
         metrics = mlm.metrics("mlm")
         for task in self.end_steps:
@@ -125,12 +137,22 @@ def train_heads(model: LertForPreTraining, tasks: Iterable[str]) -> None:
 
 def masked_logits(model: LertForPreTraining, batch: Batch) -> dict[str, Tensor]:
     """Return the logits of every head at the masked positions: `mlm` and each task, by name."""
-    output = model(
+    output = _of_masked(model, batch, decode_words=True)
+    assert output.logits is not None
+    assert output.tag_logits is not None
+    return {"mlm": output.logits, **output.tag_logits}
+
+
+def _of_masked(
+    model: LertForPreTraining, batch: Batch, *, decode_words: bool
+) -> LertForPreTrainingOutput:
+    output: LertForPreTrainingOutput = model(
         batch.input_ids,
         attention_mask=batch.attention_mask,
         masked_positions=batch.masked_positions,
+        decode_words=decode_words,
     )
-    return {"mlm": output.logits, **output.tag_logits}
+    return output
 
 
 def with_perplexity(values: dict[str, float]) -> dict[str, float]:
@@ -147,8 +169,17 @@ def with_perplexity(values: dict[str, float]) -> dict[str, float]:
 class PretrainingObjective(nn.Module):
     """Wraps the model that it trains; `Objective` in `lert_ds.objective` is its contract."""
 
-    def __init__(self, model: LertForPreTraining, lip: LipConfig, total_steps: int) -> None:
+    def __init__(
+        self,
+        model: LertForPreTraining,
+        lip: LipConfig,
+        total_steps: int,
+        *,
+        fused_loss: bool = False,
+    ) -> None:
         """Train `model`'s MLM head and those of `lip.tasks` over a run of `total_steps` steps.
+
+        With `fused_loss` the decoder and its cross entropy are computed together.
 
         Raises:
             ConfigError: a task has no head, for want of tags.
@@ -157,11 +188,22 @@ class PretrainingObjective(nn.Module):
         train_heads(model, lip.tasks)
         self.model = model
         self.lert_loss = LertLoss(lip, total_steps)
+        self._fused_loss = fused_loss
 
     def forward(self, batch: Batch, *, step: int) -> StepOutput:
         """Return the loss and the metrics of one micro-batch at optimizer step `step`, from 0."""
-        logits = masked_logits(self.model, batch)
-        return self.lert_loss(logits, batch, step=step, evaluating=not self.training)
+        evaluating = not self.training
+        decoder = self.model.cls.predictions.decoder
+        if not (self._fused_loss and is_plain(decoder)):
+            logits = masked_logits(self.model, batch)
+            return self.lert_loss(logits, batch, step=step, evaluating=evaluating)
+        output = _of_masked(self.model, batch, decode_words=False)
+        assert output.transformed is not None
+        assert output.tag_logits is not None
+        words = linear_cross_entropy(output.transformed, decoder.weight, decoder.bias, batch.labels)
+        return self.lert_loss(
+            output.tag_logits, batch, step=step, evaluating=evaluating, words=words
+        )
 
     def summary(self, values: dict[str, float]) -> dict[str, float]:
         """Return `values` and the perplexity."""

@@ -25,13 +25,14 @@ from lert_ds import arithmetic, distributed, model_dir
 from lert_ds.config import differences, dump
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import CheckpointError, UserError
-from lert_ds.fast_dropout import use_fast_dropout
 from lert_ds.files import write_json
+from lert_ds.kernels.apply import Kernels, choose, use_kernels
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.redaction import redact_tree
+from lert_ds.train import deepspeed_config
 from lert_ds.train.best import BestWeights
 from lert_ds.train.checkpoint import Checkpoints
-from lert_ds.train.engine import Engine
+from lert_ds.train.engine import Engine, device
 from lert_ds.train.interruption import Interruption
 from lert_ds.train.optim import ParameterOptions
 from lert_ds.train.peers import Peers
@@ -53,14 +54,28 @@ class Trained:
     summary: dict[str, Any]
 
 
-def set_up_model(run: TrainingRun, model: PreTrainedModel) -> None:
-    """Give a model the dropout and the checkpointing of a run, in place; no weight changes."""
-    if run.fast_dropout and not torch.cuda.is_available():
-        use_fast_dropout(model)
+def set_up_model(
+    run: TrainingRun, model: PreTrainedModel, *, lengths_vary: bool = False
+) -> Kernels:
+    """Give a model the kernels and the checkpointing of a run, in place; no weight changes.
+
+    Args:
+        run: The run's configuration.
+        model: Not yet under an engine.
+        lengths_vary: Whether its batches come in many lengths.
+
+    Raises:
+        ConfigError: a kernel that is named cannot run here.
+    """
+    stage = deepspeed_config.stage_of(run.deepspeed)
+    kernels = choose(run.kernels, device(), stage=stage, lengths_vary=lengths_vary)
+    use_kernels(model, kernels)
+    logger.info("kernels: %s", kernels.describe())
     if run.train.gradient_checkpointing:
         # The reentrant kind drops the gradients of hidden states that are used twice, as those of
         # intermediate matches are, without a word.
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    return kernels
 
 
 def fit(

@@ -17,6 +17,7 @@ from lert_ds.corpora import Corpora, open_folders
 from lert_ds.data.masking import MaskingConfig
 from lert_ds.data.sampler import solve_micro_batch_size
 from lert_ds.errors import ConfigError
+from lert_ds.kernels.kernels_config import KernelsConfig
 from lert_ds.train import deepspeed_config
 from lert_ds.train.optim import OptimizerConfig
 from lert_ds.train.schedule import ScheduleConfig
@@ -41,8 +42,8 @@ class TrainingRun(Config):
     """Replace what the output folder holds, finished or not."""
     push_to_hub: str | None = Field(None, pattern=r"^[\w.-]+(/[\w.-]+)?$")
     """Name on the Hugging Face hub, owner/name, to upload the result to; a new one is private."""
-    fast_dropout: bool = True
-    """On a CPU: masks from 16 random bits a unit, which is much faster; no effect on a GPU."""
+    kernels: KernelsConfig = KernelsConfig()
+    """What computes attention, norms, activation and loss; it changes the speed alone."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer."""
     schedule: ScheduleConfig = ScheduleConfig()

@@ -137,7 +137,7 @@ def run_seed(plan_of_all: Plan, seed: int, data: TaskData) -> dict[str, Any] | N
     if run.overwrite or not disk.of_main((folder / run_lock.FINISHED).is_file):
         torch.manual_seed(seed)  # the same first weights of the head on every process
         model = load(run.model, data.task)
-        training.set_up_model(run, model)
+        training.set_up_model(run, model, lengths_vary=True)
         objective = FinetuneObjective(model, data.task.kind)
         with run_folder.prepared(run, data) as peers:
             trained = training.fit(

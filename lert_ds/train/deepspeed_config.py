@@ -110,6 +110,11 @@ def resolve(path: Path, owned: Mapping[str, float | int]) -> dict[str, Any]:
     return tree
 
 
+def stage_of(path: Path) -> int:
+    """Return the ZeRO stage of the JSON at `path`, which `resolve` checks as a whole."""
+    return stage(json.loads(find(path).read_text("utf-8")))
+
+
 def precision(tree: Mapping[str, Any]) -> Precision:
     """Return the precision that a configuration trains in."""
     for name in ("bf16", "fp16"):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distill.features import Feature, Taps, tap_feature
 from lert_ds.configuration_lert import LertConfig
-from lert_ds.fast_dropout import use_fast_dropout
+from lert_ds.kernels import cheap_dropout
 from lert_ds.modeling_lert import LertForMaskedLM, LertForPreTraining
 
 LAYERS, WIDTH, HEADS = 3, 32, 4
@@ -235,7 +235,8 @@ def test_gradients_are_the_same_with_gradient_checkpointing(
 ) -> None:
     model = make_model(dropout=dropout, **PRUNED).train()
     if fast:
-        use_fast_dropout(model)
+        cheap_dropout.use_cheap_masks(model)
+        model.set_attn_implementation(cheap_dropout.NAME)
     taps = Taps(model, {feature: ALL[feature]}, relation_heads=2)
     plain = step(model, taps)
     model.gradient_checkpointing_enable({"use_reentrant": False})

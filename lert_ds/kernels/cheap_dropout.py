@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME = "sdpa_fast_dropout"
+from lert_ds.kernels.seed import draw_seed
+
+NAME = "lert_lots"
 """Name of the attention among transformers' implementations."""
 
 _LOTS = 2**16
@@ -34,11 +36,7 @@ def scaled_keep(shape: Sequence[int], probability: float, dtype: torch.dtype) ->
     Draws one number from torch's generator of the CPU; the rest follows from it.
     """
     threshold = round(probability * _LOTS)
-    return _keep_of(_draw_seed(), shape, threshold, dtype)
-
-
-def _draw_seed() -> int:
-    return int(torch.empty((), dtype=torch.int64).random_())
+    return _keep_of(draw_seed(), shape, threshold, dtype)
 
 
 def _keep_of(seed: int, shape: Sequence[int], threshold: int, dtype: torch.dtype) -> Tensor:
@@ -50,7 +48,7 @@ def _keep_of(seed: int, shape: Sequence[int], threshold: int, dtype: torch.dtype
     return keep.mul_(_LOTS / (_LOTS - threshold)).view(*shape)
 
 
-class FastDropout(nn.Dropout):
+class CheapDropout(nn.Dropout):
     """`nn.Dropout` with cheap masks on the CPU; elsewhere it is `nn.Dropout`."""
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -115,7 +113,7 @@ class _Attention(torch.autograd.Function):
             if attention_mask is not None:
                 scores.masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
             probabilities = torch.softmax(scores, dim=-1)
-            context.seed, context.threshold = _draw_seed(), round(dropout * _LOTS)
+            context.seed, context.threshold = draw_seed(), round(dropout * _LOTS)
             context.scaling = scaling
             context.save_for_backward(query, key, value, probabilities)
             kept = _keep_of(context.seed, scores.shape, context.threshold, scores.dtype)
@@ -141,9 +139,8 @@ AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def use_fast_dropout(model: PreTrainedModel) -> None:
-    """Give `model` the dropout of this module, in place; no weight changes."""
+def use_cheap_masks(model: nn.Module) -> None:
+    """Give every dropout of `model` the masks of this module, in place; no weight changes."""
     for module in model.modules():
         if type(module) is nn.Dropout:
-            module.__class__ = FastDropout
-    model.set_attn_implementation(NAME)
+            module.__class__ = CheapDropout

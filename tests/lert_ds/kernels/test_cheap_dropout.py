@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from lert_ds.configuration_lert import LertConfig
-from lert_ds.fast_dropout import FastDropout, attend, scaled_keep, use_fast_dropout
+from lert_ds.kernels import cheap_dropout
+from lert_ds.kernels.cheap_dropout import CheapDropout, attend, scaled_keep
 from lert_ds.modeling_lert import LertForPreTraining
 
 
@@ -26,7 +27,7 @@ def test_neighbours_are_independent() -> None:
 
 
 def test_a_seed_repeats_the_mask_and_the_next_draw_differs() -> None:
-    dropout, inputs = FastDropout(0.3), torch.ones(64, 64)
+    dropout, inputs = CheapDropout(0.3), torch.ones(64, 64)
     torch.manual_seed(1)
     first, second = dropout(inputs), dropout(inputs)
     torch.manual_seed(1)
@@ -38,7 +39,7 @@ def test_a_seed_repeats_the_mask_and_the_next_draw_differs() -> None:
 
 def test_the_gradient_goes_where_the_input_went() -> None:
     inputs = torch.ones(64, 64, requires_grad=True)
-    output = FastDropout(0.5)(inputs)
+    output = CheapDropout(0.5)(inputs)
     output.sum().backward()
     assert torch.equal(inputs.grad, output.detach())
 
@@ -104,12 +105,18 @@ def lert() -> LertForPreTraining:
     return LertForPreTraining(config)
 
 
+def use_lots(model: LertForPreTraining) -> None:
+    cheap_dropout.use_cheap_masks(model)
+    model.set_attn_implementation(cheap_dropout.NAME)
+
+
 def test_a_model_predicts_the_same_and_drops_in_training() -> None:
     ids = torch.randint(5, 50, (3, 16), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(3, 16, dtype=torch.bool)
     mask[0, 9:] = False
     plain, fast = lert().eval(), lert().eval()
-    use_fast_dropout(fast)
+    use_lots(fast)
+    assert not [module for module in fast.modules() if type(module) is nn.Dropout]
     assert plain.state_dict().keys() == fast.state_dict().keys()
     torch.testing.assert_close(fast(ids, mask).logits, plain(ids, mask).logits)
     fast.train()
@@ -125,7 +132,7 @@ def test_checkpointing_draws_the_same_masks_again() -> None:
     gradients = []
     for checkpointing in (False, True):
         model = lert().train()
-        use_fast_dropout(model)
+        use_lots(model)
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         torch.manual_seed(4)

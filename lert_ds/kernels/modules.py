@@ -1,0 +1,150 @@
+"""BERT's modules with fused kernels inside; same parameters, same names, same results."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.models.bert.modeling_bert import (
+    BertIntermediate,
+    BertOutput,
+    BertSelfAttention,
+    BertSelfOutput,
+)
+
+from lert_ds.kernels import attention, cpu_ops
+from lert_ds.kernels.add_norm import add_norm, bias_gelu, plain_add_norm, plain_bias_gelu
+
+logger = logging.getLogger(__name__)
+_told: set[str] = set()
+
+
+def tell(sentence: str) -> None:
+    """Say once in a process what a kernel does not do, and what does it instead."""
+    if sentence not in _told:
+        _told.add(sentence)
+        logger.warning("kernels: %s", sentence)
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
+    """Return whether a module is just that, so that its parameters may be used without calling it.
+
+    Not where something listens to its calls: ZeRO-3, which gathers its weights then, or a
+    distillation that reads its output.
+    """
+    return type(module) is kind and not (module._forward_hooks or module._forward_pre_hooks)
+
+
+_compiled_add_norm = torch.compile(plain_add_norm, dynamic=True)
+_compiled_bias_gelu = torch.compile(plain_bias_gelu, dynamic=True)
+
+
+def _native(tensor: Tensor) -> Any | None:
+    return cpu_ops.load() if tensor.device.type == "cpu" else None
+
+
+class FusedSelfAttention(BertSelfAttention):  # type: ignore[misc]
+    """Query, key and value in one matrix product."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what `BertSelfAttention` does, [batch, length, heads * size].
+
+        Args:
+            hidden_states: [batch, length, hidden].
+            attention_mask: As the attention function takes it.
+            past_key_values: None; an encoder has none.
+            **kwargs: What attention functions take.
+        """
+        parts = (self.query, self.key, self.value)
+        if past_key_values is not None or not all(is_plain(part) for part in parts):
+            tell("qkv: something reads the projections' outputs or cuts their weights up: plain")
+            found: tuple[Tensor, Tensor | None] = super().forward(
+                hidden_states, attention_mask, past_key_values, **kwargs
+            )
+            return found
+        weight = torch.cat([part.weight for part in parts])
+        bias = torch.cat([part.bias for part in parts])
+        batch, length = hidden_states.shape[:2]
+        packed = functional.linear(hidden_states, weight, bias).view(
+            batch, length, 3, -1, self.attention_head_size
+        )
+        dropout = self.dropout.p if self.training else 0.0
+        native = _native(hidden_states)
+        if native is not None and self.config._attn_implementation == attention.NAME:
+            ranges = None if attention_mask is None else attention.ranges_of(attention_mask)
+            if attention_mask is None or ranges is not None:
+                attended = attention.attend_packed(
+                    native, packed, ranges, dropout=dropout, scaling=self.scaling
+                )
+                return attended.reshape(batch, length, -1), None
+        function = attention.function_of(self.config._attn_implementation)
+        query, key, value = (part.transpose(1, 2) for part in packed.unbind(2))
+        output, probabilities = function(
+            self, query, key, value, attention_mask,
+            dropout=dropout, scaling=self.scaling, **kwargs,
+        )  # fmt: skip
+        return output.reshape(batch, length, -1).contiguous(), probabilities
+
+
+class _FusedAddNorm:
+    """Dropout, sum and LayerNorm in one pass."""
+
+    dense: nn.Module
+    dropout: nn.Dropout
+    LayerNorm: nn.LayerNorm
+    training: bool
+
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        """Return LayerNorm(dropout(dense(hidden_states)) + input_tensor), [batch, length, hidden].
+
+        Args:
+            hidden_states: [batch, length, inputs].
+            input_tensor: [batch, length, hidden], what goes around the layer.
+        """
+        native, norm = _native(input_tensor), self.LayerNorm
+        is_cuda = input_tensor.device.type == "cuda"
+        if not (is_cuda or native is not None) or not is_plain(norm, nn.LayerNorm):
+            plain: Tensor = super().forward(hidden_states, input_tensor)  # type: ignore[misc]
+            return plain
+        dropout = self.dropout.p if self.training else 0.0
+        inputs = self.dense(hidden_states)
+        if is_cuda:
+            return _compiled_add_norm(
+                inputs, input_tensor, norm.weight, norm.bias, norm.eps, dropout
+            )
+        return add_norm(native, inputs, input_tensor, norm, dropout)
+
+
+class FusedSelfOutput(_FusedAddNorm, BertSelfOutput):  # type: ignore[misc]
+    """What follows attention."""
+
+
+class FusedOutput(_FusedAddNorm, BertOutput):  # type: ignore[misc]
+    """What follows the feed-forward part."""
+
+
+class FusedIntermediate(BertIntermediate):  # type: ignore[misc]
+    """Bias and GELU in one pass."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return GELU(dense(hidden_states)), [batch, length, intermediate].
+
+        Args:
+            hidden_states: [batch, length, hidden].
+        """
+        native = _native(hidden_states)
+        is_cuda = hidden_states.device.type == "cuda"
+        if not (is_cuda or native is not None) or not is_plain(self.dense):
+            plain: Tensor = super().forward(hidden_states)
+            return plain
+        product = functional.linear(hidden_states, self.dense.weight)
+        if is_cuda:
+            return _compiled_bias_gelu(product, self.dense.bias)
+        return bias_gelu(native, product, self.dense.bias)
