@@ -33,11 +33,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "recover": ("prune.recover", "pruned model and corpus to the same model, trained again"),
     "export": ("prune.export.run", "model folder to graphs for the edge, fp32 and int8"),
     "benchmark": ("prune.benchmark.run", "model and edge folders side by side, in one table"),
+    "benchmark pretrain": ("lert_ds.training_benchmark.run", "where a training step's time goes"),
     "convert": ("lert_ds.convert.run", "TensorFlow 1 checkpoint to model folder, and back"),
     "predict": ("lert_ds.predict", "fill [MASK], and tag the words of sentences"),
     "card": ("lert_ds.card", "the model card of a model folder; its upload to the hub"),
     "report": ("lert_ds.report.run", "runs and benchmarks as one HTML page"),
     "supervise": ("lert_ds.supervise", "a training that is started again where it fails"),
+    "plan": ("lert_ds.plan.run", "a pre-training on machines that are not there, by formula"),
     "doctor": ("lert_ds.doctor.run", "what would stop a run, found before it starts"),
 }
 
@@ -105,6 +107,9 @@ def _run(argv: list[str]) -> None:
     argv = [word for word in argv if not word.startswith(("--local_rank", "--local-rank"))]
     name = next((word for word in argv if not word.startswith("-")), None)
     before = argv if name is None else argv[: argv.index(name)]
+    words = argv[len(before) + 1 :]
+    if words and f"{name} {words[0]}" in COMMANDS:  # a command of two words
+        name = f"{name} {words.pop(0)}"
     parser = _top_parser()
     parser.parse_args(before)
     if name is None:
@@ -121,7 +126,7 @@ def _run(argv: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_arguments(own)
-    words, started = argv[len(before) + 1 :], None
+    started = None
     if own.get_default("started") is not None and "--" in words:  # what follows is a command line
         place = words.index("--")
         words, started = words[:place], words[place + 1 :]

@@ -7,7 +7,7 @@ Read with `training.py` (what every training shares), `pretraining_objective.py`
 import argparse
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -56,20 +56,42 @@ def run(arguments: argparse.Namespace) -> None:
 def start(config: PretrainRun, arguments: argparse.Namespace) -> None:
     """Pre-train, or with --dry-run say what that would take."""
     if arguments.dry_run:
-        processes = arguments.processes or distributed.world_size()
-        if any(folder.exists() for folder in config.corpus):
-            corpora = training_run.open_corpora(config)
-            if config.init_from is not None:
-                corpora = corpora.in_vocabulary_of(config.init_from)
-            facts = corpora.facts
-        else:
-            facts = DataFacts.assumed(config.architecture.positions)
-        config = training_run.with_steps(config, facts.instances)
-        _, numbers = _plan(config, facts, processes)
-        cli.print_config(config)
-        print(training_run.explain(config, numbers, facts, processes))  # noqa: T201
+        planned = work_out(config, arguments.processes or distributed.world_size())
+        cli.print_config(planned.run)
+        print(planned.explained)  # noqa: T201
         return
     pretrain(config, training_run.open_corpora(config))
+
+
+class Planned(NamedTuple):
+    """What a pre-training would be, before anything is trained."""
+
+    run: PretrainRun
+    """With its steps, where it said epochs."""
+    facts: DataFacts
+    model: LertConfig
+    numbers: training_run.Arithmetic
+    explained: str
+    """The arithmetic as text."""
+
+
+def work_out(config: PretrainRun, processes: int) -> Planned:
+    """Return what a pre-training on `processes` would be; its corpus need not be there yet.
+
+    Raises:
+        UserError: something does not fit.
+    """
+    if any(folder.exists() for folder in config.corpus):
+        corpora = training_run.open_corpora(config)
+        if config.init_from is not None:
+            corpora = corpora.in_vocabulary_of(config.init_from)
+        facts = corpora.facts
+    else:
+        facts = DataFacts.assumed(config.architecture.positions)
+    config = training_run.with_steps(config, facts.instances)
+    model_config, numbers = plan(config, facts, processes)
+    explained = training_run.explain(config, numbers, facts, processes)
+    return Planned(config, facts, model_config, numbers, explained)
 
 
 def pretrain(config: PretrainRun, corpora: Corpora) -> None:
@@ -82,17 +104,9 @@ def pretrain(config: PretrainRun, corpora: Corpora) -> None:
         corpora = corpora.in_vocabulary_of(config.init_from)
     facts, processes = corpora.facts, distributed.world_size()
     config = training_run.with_steps(config, facts.instances)
-    model_config, numbers = _plan(config, facts, processes)
-    model = _make_model(config, model_config)
-    kernels = training.set_up_model(config, model)
-    # A treebank without entities, say: its tag set for NER is empty, and there is nothing to learn.
-    without = [task for task in config.lip.tasks if task not in model_config.tasks]
-    if without:
-        logger.warning("%s: no tags for %s", config.corpus[0], ", ".join(without))
-    lip = config.lip.model_copy(update={"tasks": model_config.tasks})
-    objective = PretrainingObjective(
-        model, lip, config.train.steps, fused_loss=kernels.loss == "fused"
-    )
+    model_config, numbers = plan(config, facts, processes)
+    objective = make_objective(config, model_config)
+    model = objective.model
     with run_folder.prepared(config, corpora) as peers:
         logger.info(training_run.explain(config, numbers, facts, processes))
         trained = training.fit(config, objective, corpora, numbers, peers)
@@ -101,10 +115,14 @@ def pretrain(config: PretrainRun, corpora: Corpora) -> None:
         distributed.barrier()
 
 
-def _plan(
+def plan(
     config: PretrainRun, facts: DataFacts, processes: int
 ) -> tuple[LertConfig, training_run.Arithmetic]:
-    """Return the model's configuration and the run's arithmetic, having checked what can be."""
+    """Return the model's configuration and the run's arithmetic, having checked what can be.
+
+    Raises:
+        ConfigError: something does not fit together.
+    """
     model_config = config.architecture.model_config_for(facts, config.lip.tasks)
     if config.init_from is not None:
         tag_sets = model_config.tag_sets
@@ -122,6 +140,22 @@ def _plan(
         config, model_config, parameters, facts.length, processes, config.masked_share(facts.length)
     )
     return model_config, numbers
+
+
+def make_objective(config: PretrainRun, model_config: LertConfig) -> PretrainingObjective:
+    """Return what a run trains, with its first weights and its kernels.
+
+    Raises:
+        ConfigError: a kernel that is named cannot run here.
+    """
+    model = _make_model(config, model_config)
+    kernels = training.set_up_model(config, model)
+    # A treebank without entities, say: its tag set for NER is empty, and there is nothing to learn.
+    without = [task for task in config.lip.tasks if task not in model_config.tasks]
+    if without:
+        logger.warning("%s: no tags for %s", config.corpus[0], ", ".join(without))
+    lip = config.lip.model_copy(update={"tasks": model_config.tasks})
+    return PretrainingObjective(model, lip, config.train.steps, fused_loss=kernels.loss == "fused")
 
 
 def _make_model(config: PretrainRun, model_config: LertConfig) -> LertForPreTraining:

@@ -1,0 +1,92 @@
+"""Random instances of the shape of a corpus, for a benchmark where there is no corpus."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lert_ds import distributed
+from lert_ds.data.masking import MaskingConfig
+from lert_ds.labels import IGNORE_INDEX
+from lert_ds.objective import Batch
+from lert_ds.train.trainer import Data, TrainConfig
+from lert_ds.training_data import DataFacts
+
+FIRST_ID = 200
+"""Ids below are mostly special or unused in Chinese BERT's vocabulary."""
+UNKNOWN_TAG_SHARE = 0.1
+SAMPLES = 8
+"""Micro-batches that are drawn; they take turns."""
+
+
+@dataclass(frozen=True)
+class SyntheticData:
+    """Full instances of random ids with random labels; a `TrainingData` without a folder.
+
+    What a step costs does not depend on the ids: every instance is full and has its whole budget of
+    masked tokens, as packed text has. Losses mean nothing.
+    """
+
+    facts: DataFacts
+    masking: MaskingConfig
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """None is there."""
+        raise AssertionError("synthetic data has no tokenizer")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of nothing."""
+        return hashlib.sha256().hexdigest()
+
+    def batches(self, train: TrainConfig, seed: int, micro_batch_size: int) -> Data:
+        """Return this process's batches, the same ones over and over."""
+
+        def training(step: int, _samples: int) -> Iterator[tuple[int, Batch]]:
+            rank, world_size = distributed.rank(), distributed.world_size()
+            length = train.length_at(step) or self.facts.length
+            instances = micro_batch_size * (self.facts.length // length)
+            drawn = [
+                self.batch(instances, length, seed + rank + world_size * place)
+                for place in range(SAMPLES)
+            ]
+            number = rank
+            while True:
+                yield number, drawn[number // world_size % SAMPLES]
+                number += world_size
+
+        return Data(training, None)
+
+    def batch(self, instances: int, length: int, seed: int) -> Batch:
+        """Return random instances, each full and masked as its budget says."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(low: int, high: int, *shape: int) -> torch.Tensor:
+            return torch.randint(low, high, shape, generator=generator)
+
+        masked = self.masking.budget(length - 2, length)
+        positions = torch.stack(
+            [
+                1 + torch.randperm(length - 2, generator=generator)[:masked].sort().values
+                for _ in range(instances)
+            ]
+        )
+        positions += torch.arange(instances)[:, None] * length
+        labels = draw(FIRST_ID, self.facts.vocabulary_size, instances * masked)
+        ids = draw(FIRST_ID, self.facts.vocabulary_size, instances, length)
+        tags = {}
+        for task, names in self.facts.tag_sets.items():
+            known = draw(0, len(names), instances * masked)
+            unknown = torch.rand(instances * masked, generator=generator) < UNKNOWN_TAG_SHARE
+            tags[task] = known.masked_fill(unknown, IGNORE_INDEX)
+        return Batch(ids, None, positions.flatten(), labels, tags)
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Return nothing."""
+        return {}
+
+    def verify(self, place: int, count: int) -> None:
+        """Do nothing: there is nothing to damage."""
