@@ -11,6 +11,7 @@ import torch
 from lert_ds import distributed
 from lert_ds.data.loader import evaluation_batches, training_batches
 from lert_ds.data.masking import MaskingConfig
+from lert_ds.data.rows import RowLengths
 from lert_ds.data.sampler import MicroBatches
 from lert_ds.data.shards import HELD_OUT, MANIFEST, Corpus
 from lert_ds.errors import ConfigError, CorpusError
@@ -68,9 +69,12 @@ class Corpora:
         return Corpora(train, valid, folder, self.masking)
 
     def batches(self, train: TrainConfig, seed: int, micro_batch_size: int) -> Data:
-        """Return this process's batches of a run."""
+        """Return this process's batches of a run.
 
-        def training(samples: int) -> Iterator[tuple[int, Batch]]:
+        The held-out ones have rows as long as the last step's: no later position is trained yet.
+        """
+
+        def training(step: int, samples: int) -> Iterator[tuple[int, Batch]]:
             micro_batches = MicroBatches(
                 corpus_size=len(self.train),
                 seed=seed,
@@ -84,17 +88,18 @@ class Corpora:
                 self.train,
                 self.masking,
                 micro_batches,
+                lengths=RowLengths(train.length_borders(step, samples)),
                 workers=train.data_workers,
                 pin_memory=torch.cuda.is_available(),
             )
 
-        def evaluation() -> Iterator[Batch]:
-            return self.evaluation(micro_batch_size)
+        def evaluation(step: int) -> Iterator[Batch]:
+            return self.evaluation(micro_batch_size, train.length_at(max(step - 1, 0)))
 
         return Data(training, evaluation if self.valid is not None else None)
 
-    def evaluation(self, micro_batch_size: int) -> Iterator[Batch]:
-        """Return this process's held-out batches."""
+    def evaluation(self, micro_batch_size: int, length: int | None = None) -> Iterator[Batch]:
+        """Return this process's held-out batches, in rows of `length` tokens where it is given."""
         assert self.valid is not None
         return evaluation_batches(
             self.valid,
@@ -102,6 +107,7 @@ class Corpora:
             micro_batch_size,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
+            length=length,
         )
 
     def baselines(self) -> dict[str, dict[str, float]]:

@@ -129,7 +129,7 @@ def fit(
             run.schedule,
             Surroundings(reporter, checkpoints, peers, interruption, watchdog, best),
             seed=run.seed,
-            flops_per_token=numbers.flops_per_token,
+            flops_per_token=numbers.flops_per_token_at,
             peak_flops=_peak_flops(engine),
         )
         state = {"corpus": data.fingerprint, "seed": run.seed, "config": redact_tree(dump(run))}

@@ -3,7 +3,9 @@
 configuration → corpora → batch, memory, operations        all that --dry-run tells
 """
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,10 +17,12 @@ from lert_ds.config import Config, Paths
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.corpora import Corpora, open_folders
 from lert_ds.data.masking import MaskingConfig
+from lert_ds.data.rows import check_length
 from lert_ds.data.sampler import solve_micro_batch_size
 from lert_ds.errors import ConfigError
 from lert_ds.kernels.kernels_config import KernelsConfig
 from lert_ds.train import deepspeed_config
+from lert_ds.train.batch_schedule import BatchSchedule, Phase
 from lert_ds.train.optim import OptimizerConfig
 from lert_ds.train.schedule import ScheduleConfig
 from lert_ds.train.tracking import TrackingConfig
@@ -82,10 +86,27 @@ class Arithmetic:
     micro_batch_size: int
     """Instances a forward pass: the largest divisor of a process's share up to the run's."""
     accumulation: int
+    """Of the full batch."""
     tree: dict[str, Any]
     """DeepSpeed's resolved configuration."""
     flops_per_token: float
+    """In rows as long as an instance."""
     memory: arithmetic.Memory
+    length: int
+    """Tokens of the longest instance."""
+    schedule: BatchSchedule
+
+    def flops_per_token_at(self, step: int) -> float:
+        """Return the operations a token at a step, whose rows may be shorter than an instance.
+
+        What a distillation's teacher adds is taken to change in proportion.
+        """
+
+        def formula(length: int) -> float:
+            return arithmetic.flops_per_token(self.shape, length, self.masked_share)
+
+        length = self.schedule.length_at(step) or self.length
+        return self.flops_per_token * (formula(length) / formula(self.length))
 
 
 def open_corpora(run: CorpusRun) -> Corpora:
@@ -115,7 +136,7 @@ def with_steps(run: R, instances: int | None) -> R:
             f"train.epochs = {train.epochs:g}: the corpus is not there yet, so its length is not "
             "known; say train.steps"
         )
-    steps = math.ceil(train.epochs * instances / train.batch_size)
+    steps = train.steps_for(math.ceil(train.epochs * instances))
     return run.model_copy(
         update={"train": train.model_copy(update={"steps": steps, "epochs": 0.0})}
     )
@@ -150,13 +171,16 @@ def work_out(
         parameters: How many it has.
         length: Tokens of the longest instance.
         processes: How many train.
-        masked_share: Of the tokens, those whose place asks the whole vocabulary.
+        masked_share: Of the tokens, those whose place asks the whole vocabulary; 0 for a task.
 
     Raises:
-        ConfigError: the batch does not divide, or DeepSpeed's JSON contradicts the run.
+        ConfigError: a batch or a length does not divide, or DeepSpeed's JSON contradicts the run.
     """
     train = run.train
-    micro_batch_size = solve_micro_batch_size(train.batch_size, train.micro_batch_size, processes)
+    _check_schedule(train, length, of_task=not masked_share)
+    micro_batch_size = solve_micro_batch_size(
+        train.batch_size, train.micro_batch_size, processes, train.batch_sizes
+    )
     accumulation = train.batch_size // (micro_batch_size * processes)
     tree = deepspeed_config.resolve(
         run.deepspeed,
@@ -183,21 +207,38 @@ def work_out(
     )
     flops = arithmetic.flops_per_token(shape, length, masked_share)
     return Arithmetic(
-        shape, parameters, masked_share, micro_batch_size, accumulation, tree, flops, memory
-    )
+        shape, parameters, masked_share, micro_batch_size, accumulation, tree, flops, memory,
+        length, train,
+    )  # fmt: skip
+
+
+def _check_schedule(train: TrainConfig, length: int, *, of_task: bool) -> None:
+    for key in ("batch_warmup", "lengths"):
+        if of_task and getattr(train, key):
+            raise ConfigError(
+                f"train.{key} is for training on a corpus; leave it out where a task's examples, "
+                "batched by their length, are trained on"
+            )
+    for _, tokens in train.lengths:
+        check_length(tokens, length)
 
 
 def explain(run: TrainingRun, numbers: Arithmetic, facts: DataFacts, processes: int) -> str:
     """Return the arithmetic of a run as text, for --dry-run."""
     train, memory = run.train, numbers.memory
-    tokens = train.steps * train.batch_size * facts.length
+    phases = train.phases(train.steps)
+    samples = train.samples_before(train.steps)
+    tokens = samples * facts.length
+    operations = facts.length * sum(
+        phase.samples * numbers.flops_per_token_at(phase.first) for phase in phases
+    )
     gib = 2**30
     if facts.instances is None:
         corpus = f"not there yet; reckoned with instances of {facts.length} tokens"
         epochs = ""
     else:
         corpus = f"{facts.instances:,} instances of {facts.length} tokens"
-        epochs = f" = {train.steps * train.batch_size / facts.instances:,.1f} epochs"
+        epochs = f" = {samples / facts.instances:,.1f} epochs"
     rows = [
         ("parameters", f"{numbers.parameters:,}"),
         (
@@ -216,7 +257,7 @@ def explain(run: TrainingRun, numbers: Arithmetic, facts: DataFacts, processes: 
         ("tokens", f"{tokens:,}"),
         (
             "operations",
-            f"{numbers.flops_per_token:.3g} a token, {numbers.flops_per_token * tokens:.3g} in all",
+            f"{operations / tokens:.3g} a token, {operations:.3g} in all",
         ),
         (
             "memory a process",
@@ -227,4 +268,24 @@ def explain(run: TrainingRun, numbers: Arithmetic, facts: DataFacts, processes: 
     ]
     if numbers.masked_share:
         rows.insert(4, ("masked", f"{numbers.masked_share:.1%} of the tokens"))
+    if train.batch_warmup or train.lengths:
+        told = [_explain_phase(phase, numbers, processes) for phase in phases]
+        rows[2:2] = itertools.zip_longest(["phases"], [*told, *_not_reached(train)], fillvalue="")
     return "\n".join(f"{name:<17} {text}" for name, text in rows)
+
+
+def _explain_phase(phase: Phase, numbers: Arithmetic, processes: int) -> str:
+    length = phase.length or numbers.length
+    rows = phase.batch_size * (numbers.length // length)
+    accumulation = phase.batch_size // (numbers.micro_batch_size * processes)
+    return (
+        f"to step {phase.stop:,}: {phase.batch_size:,} instances a step as {rows:,} rows of "
+        f"{length}, {accumulation} accumulated"
+    )
+
+
+def _not_reached(train: TrainConfig) -> Iterator[str]:
+    for key in ("batch_warmup", "lengths"):
+        late = [list(pair) for pair in getattr(train, key) if pair[0] >= train.steps]
+        if late:
+            yield f"the run ends before {', '.join(map(str, late))} of train.{key}"

@@ -5,7 +5,8 @@
                 (epoch, index) ─shards→ Instance ─masking→ MaskedInstance ┴─assemble→ Batch
 
 Only the number goes to a worker process, and it decides everything, so the stream is the same for
-any number of workers. Places to predict are indices into the flattened batch:
+any number of workers. In a phase of shorter rows an instance is cut before it is masked (rows.py).
+Places to predict are indices into the flattened batch:
 
     two rows of 512, the longer of which has 98 tokens: both are cut to 104
     masked places 3 in the first row, 1 and 2 in the second: masked_positions = [3, 105, 106]
@@ -31,6 +32,7 @@ from lert_ds.data.masking import (
     instance_generator,
     mask,
 )
+from lert_ds.data.rows import AS_THE_CORPUS, RowLengths, cut, masking_of_rows
 from lert_ds.data.sampler import MicroBatches, Samples, in_order
 from lert_ds.data.shards import Corpus, Instance
 from lert_ds.errors import CorpusError, UserError
@@ -60,31 +62,45 @@ class Collator:
     with_missing: bool = False
     """Also predict words that a pruned vocabulary has no piece for: their label is [UNK]."""
 
-    def collate(self, samples: Samples) -> Batch:
-        """Return the instances of `samples`, masked."""
+    def collate(self, samples: Samples, length: int | None = None) -> Batch:
+        """Return the instances of `samples`, masked.
+
+        With a `length` they are cut to rows of so many tokens, and none of the padding is: batches
+        of as many instances then have one shape.
+        """
         instances, masked = [], []
+        of_instance = self.corpus.length
+        masking = masking_of_rows(self.masking, length or of_instance, of_instance)
         for epoch, index in zip(samples.epochs.tolist(), samples.indices.tolist(), strict=True):
-            instance = self.corpus[index]
             generator = instance_generator(self.seed, epoch, index)
-            instances.append(instance)
-            row = mask(instance, generator, self.masking, self.vocabulary)
-            if self.corpus.is_renumbered and not self.with_missing:
-                # To learn [UNK] would be to learn to say nothing.
-                known = row.labels != self.vocabulary.special_ids["unk"]
-                row = row._replace(positions=row.positions[known], labels=row.labels[known])
-            masked.append(row)
-        return assemble(instances, masked, self.vocabulary.pad_id)
+            for row in cut(self.corpus[index], length or of_instance, self.vocabulary):
+                instances.append(row)
+                masked.append(self._known(mask(row, generator, masking, self.vocabulary)))
+        return assemble(instances, masked, self.vocabulary.pad_id, cut_padding=length is None)
 
-    def collate_unmasked(self) -> Batch:
+    def collate_unmasked(self, length: int | None = None) -> Batch:
         """Return a batch of one instance with nothing to predict: it counts nowhere."""
-        instance = self.corpus[0]
+        rows = cut(self.corpus[0], length or self.corpus.length, self.vocabulary)
         nothing = np.zeros(0, dtype=np.int64)
-        masked = MaskedInstance(instance.input_ids, nothing, instance.input_ids[nothing])
-        return assemble([instance], [masked], self.vocabulary.pad_id)
+        masked = [MaskedInstance(row.input_ids, nothing, row.input_ids[nothing]) for row in rows]
+        return assemble(rows, masked, self.vocabulary.pad_id, cut_padding=length is None)
+
+    def _known(self, row: MaskedInstance) -> MaskedInstance:
+        if not self.corpus.is_renumbered or self.with_missing:
+            return row
+        # To learn [UNK] would be to learn to say nothing.
+        known = row.labels != self.vocabulary.special_ids["unk"]
+        return row._replace(positions=row.positions[known], labels=row.labels[known])
 
 
-def assemble(instances: Sequence[Instance], masked: Sequence[MaskedInstance], pad_id: int) -> Batch:
-    """Return masked instances as one batch, cut to the longest.
+def assemble(
+    instances: Sequence[Instance],
+    masked: Sequence[MaskedInstance],
+    pad_id: int,
+    *,
+    cut_padding: bool = True,
+) -> Batch:
+    """Return masked instances as one batch, cut to the longest unless told otherwise.
 
     Padding ends every row, so cutting it changes no token; the length is a multiple of 8 or that of
     the corpus.
@@ -93,7 +109,9 @@ def assemble(instances: Sequence[Instance], masked: Sequence[MaskedInstance], pa
     real = input_ids != pad_id
     places = np.flatnonzero(real.any(axis=0))
     longest = int(places[-1]) + 1 if len(places) else 1
-    length = min(input_ids.shape[1], -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+    length = input_ids.shape[1]
+    if cut_padding:
+        length = min(length, -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
     real = real[:, :length]
     offsets = range(0, len(masked) * length, length)
     positions = [row.positions + offset for row, offset in zip(masked, offsets, strict=True)]
@@ -120,13 +138,17 @@ def _join(arrays: Sequence[Any]) -> torch.Tensor:
 class _TrainingSet(Dataset[Any]):
     """Micro-batch number to (number, batch)."""
 
-    def __init__(self, collator: Collator, micro_batches: MicroBatches) -> None:
+    def __init__(
+        self, collator: Collator, micro_batches: MicroBatches, lengths: RowLengths
+    ) -> None:
         self.collator = collator
         self.micro_batches = micro_batches
+        self.lengths = lengths
 
     def __getitem__(self, number: int) -> tuple[int, Batch] | UserError:
+        length = self.lengths.at(self.micro_batches.first_sample(number))
         try:
-            return number, self.collator.collate(self.micro_batches.samples(number))
+            return number, self.collator.collate(self.micro_batches.samples(number), length)
         except UserError as error:  # raised again by `_load`, without a worker's traceback
             return error
 
@@ -134,16 +156,17 @@ class _TrainingSet(Dataset[Any]):
 class _EvaluationSet(Dataset[Any]):
     """Place in the list of `ranges` to the batch of its instances."""
 
-    def __init__(self, collator: Collator, ranges: Sequence[range]) -> None:
+    def __init__(self, collator: Collator, ranges: Sequence[range], length: int | None) -> None:
         self.collator = collator
         self.ranges = ranges
+        self.length = length
 
     def __getitem__(self, number: int) -> Batch | UserError:
         indices = np.array(self.ranges[number], dtype=np.int64)
         try:
             if not len(indices):
-                return self.collator.collate_unmasked()
-            return self.collator.collate(Samples(np.zeros_like(indices), indices))
+                return self.collator.collate_unmasked(self.length)
+            return self.collator.collate(Samples(np.zeros_like(indices), indices), self.length)
         except UserError as error:
             return error
 
@@ -163,6 +186,7 @@ def training_batches(
     masking: MaskingConfig,
     micro_batches: MicroBatches,
     *,
+    lengths: RowLengths = AS_THE_CORPUS,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[tuple[int, Batch]]:
@@ -172,6 +196,7 @@ def training_batches(
         corpus: what to train on.
         masking: which tokens to predict; drawn anew each epoch from the seed of `micro_batches`.
         micro_batches: which instances, from where on, for which rank.
+        lengths: of the rows that instances are used as.
         workers: processes that prepare batches ahead; 0 prepares them here.
         pin_memory: hand out page-locked tensors, which a GPU fetches while it computes.
 
@@ -180,7 +205,7 @@ def training_batches(
     """
     assert micro_batches.corpus_size == len(corpus)
     collator = _collator(corpus, masking, micro_batches.seed)
-    dataset = _TrainingSet(collator, micro_batches)
+    dataset = _TrainingSet(collator, micro_batches, lengths)
     items = _load(dataset, _Numbers(micro_batches), workers, pin_memory)
     return ((int(number), cast(Batch, batch)) for number, batch in items)
 
@@ -192,13 +217,15 @@ def evaluation_batches(
     *,
     rank: int = 0,
     world_size: int = 1,
+    length: int | None = None,
     workers: int = 0,
     pin_memory: bool = False,
     with_missing: bool = False,
 ) -> Iterator[Batch]:
     """Yield one rank's share of a corpus, each instance once, in order, with the same masks always.
 
-    With `with_missing` words that a pruned vocabulary lacks are among the labels, as [UNK].
+    With a `length` instances are used as rows of so many tokens. With `with_missing` words that a
+    pruned vocabulary lacks are among the labels, as [UNK].
 
     Every rank yields as many batches; where its share has run out they have one row and nothing to
     predict, so sums over masked positions count each instance once for any number of ranks.
@@ -208,7 +235,8 @@ def evaluation_batches(
     """
     collator = _collator(corpus, masking, EVALUATION_SEED, with_missing)
     ranges = in_order(len(corpus), micro_batch_size, rank, world_size)
-    items = _load(_EvaluationSet(collator, ranges), range(len(ranges)), workers, pin_memory)
+    dataset = _EvaluationSet(collator, ranges, length)
+    items = _load(dataset, range(len(ranges)), workers, pin_memory)
     return (cast(Batch, item) for item in items)
 
 

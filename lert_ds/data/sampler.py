@@ -10,7 +10,8 @@
     step            0          |  1          |  2           | …
 
 Sample k of an epoch is a pure function of (seed, epoch, k). So the micro-batches are the same for
-any number of ranks, which only own different ones, and a run resumes from its count of samples.
+any number of ranks, which only own different ones, and a run resumes from its count of samples. How
+many of them make a step may change over the run: it changes neither them nor whose they are.
 
 The order is a pseudo-random permutation of [0, size): a Feistel network with a keyed hash as its
 round function permutes the next larger power of two, and values outside the range are permuted
@@ -18,7 +19,8 @@ again until they fall inside ("cycle walking", Black and Rogaway 2002). It needs
 index of 100 million instances would take 800 MB a rank and a pause each epoch.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -99,7 +101,8 @@ def _hash(values: Unsigned) -> Unsigned:
 class MicroBatches:
     """The micro-batches of one rank, without end.
 
-    `batch_size` must be a multiple of `micro_batch_size * world_size`.
+    `batch_size` must be a multiple of `micro_batch_size * world_size`; where the batch grows over
+    the run, each of them, and any of them does.
     """
 
     corpus_size: int
@@ -132,9 +135,13 @@ class MicroBatches:
             yield number
             number += self.world_size
 
+    def first_sample(self, number: int) -> int:
+        """Return the place of the first sample of micro-batch `number` in the whole training."""
+        return number * self.micro_batch_size + self.start % self.micro_batch_size
+
     def samples(self, number: int) -> Samples:
         """Return what micro-batch `number` holds, on whatever rank."""
-        first = number * self.micro_batch_size + self.start % self.micro_batch_size
+        first = self.first_sample(number)
         positions = np.arange(first, first + self.micro_batch_size, dtype=np.uint64)
         return shuffled(positions, self.corpus_size, self.seed)
 
@@ -143,24 +150,36 @@ class MicroBatches:
             yield MicroBatch(number, self.samples(number))
 
 
-def solve_micro_batch_size(batch_size: int, largest: int, world_size: int) -> int:
+def solve_micro_batch_size(
+    batch_size: int, largest: int, world_size: int, warmup: Sequence[int] = ()
+) -> int:
     """Return the largest micro-batch up to `largest` that deals a global batch evenly.
 
     The batch is science and stays; how many processes share it is the machine's, and may change
-    when a run is resumed.
+    when a run is resumed. The sizes that it has in a `warmup` are dealt by the same micro-batch,
+    so that a run has one shape.
 
     Raises:
-        ConfigError: the batch is no multiple of the processes; names what would be.
+        ConfigError: a batch is no multiple of the processes; names what would be.
     """
-    share, rest = divmod(batch_size, world_size)
-    if rest:
-        below = share * world_size
-        nearest = f"{below} or {below + world_size}" if below else str(world_size)
-        fewer = next(n for n in range(world_size, 0, -1) if batch_size % n == 0)
-        raise ConfigError(
-            f"train.batch_size = {batch_size} is no multiple of {world_size} processes; set "
-            f"train.batch_size = {nearest}, or start {fewer} process{'es' if fewer > 1 else ''}"
-        )
+    whole = math.gcd(batch_size, *warmup)
+    fewer = next(n for n in range(world_size, 0, -1) if whole % n == 0)
+    for size in (batch_size, *warmup):
+        if size % world_size:
+            below = size // world_size * world_size
+            nearest = f"{below} or {below + world_size}" if below else str(world_size)
+            if size == batch_size:
+                key = "train.batch_size"
+                told = f"{key} = {size}"
+                change = f"{key} ="
+            else:
+                told = f"train.batch_warmup has a batch of {size} instances, which"
+                change = "it to"
+            raise ConfigError(
+                f"{told} is no multiple of {world_size} processes; set {change} {nearest}, or "
+                f"start {fewer} process{'es' if fewer > 1 else ''}"
+            )
+    share = whole // world_size
     return next(size for size in range(min(largest, share), 0, -1) if share % size == 0)
 
 

@@ -156,7 +156,8 @@ def _number(pattern: str, text: str, group: int = 1) -> float:
 
 def _deepspeed_of(config: Mapping[str, Any], processes: int) -> dict[str, Any]:
     train = config["train"]
-    each = solve_micro_batch_size(train["batch_size"], train["micro_batch_size"], processes)
+    warmup = [size for _, size in train["batch_warmup"]]
+    each = solve_micro_batch_size(train["batch_size"], train["micro_batch_size"], processes, warmup)
     return deepspeed_config.resolve(
         Path(config["deepspeed"]),
         {

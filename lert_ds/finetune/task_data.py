@@ -74,11 +74,11 @@ class TaskData:
         order = batches.LikeLengths(lengths, train.batch_size, seed)
         rank, world_size = distributed.rank(), distributed.world_size()
         return Data(
-            lambda samples: batches.training_batches(
+            lambda _step, samples: batches.training_batches(
                 self.train.features, order, micro_batch_size, self.pad_id,
                 start=samples, rank=rank, world_size=world_size,
             ),
-            lambda: self.evaluation(self.dev, rank=rank, world_size=world_size),
+            lambda _step: self.evaluation(self.dev, rank=rank, world_size=world_size),
             lambda: self.judge(self.dev),
         )  # fmt: skip
 

@@ -192,6 +192,17 @@ class Engine:
         for group, ratio in zip(groups, self._rate_ratios, strict=True):
             group["lr"] = value * ratio
 
+    def set_batch_size(self, instances: int) -> None:
+        """Let the updates from now on take so many instances, over all processes.
+
+        The micro-batch stays, so the accumulation changes, and with it what a loss is divided by.
+        Only between two updates.
+        """
+        if instances != self._engine.train_batch_size():
+            self._engine.set_train_batch_size(instances)
+            # DeepSpeed updates where its count of micro-batches is a multiple of the accumulation.
+            self._engine.micro_steps = 0
+
     @property
     def accumulation(self) -> int:
         """Micro-batches of this process in one update."""

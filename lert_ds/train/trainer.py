@@ -11,8 +11,8 @@ import torch
 from pydantic import model_validator
 
 from lert_ds import distributed
-from lert_ds.config import Config
 from lert_ds.objective import AnyBatch
+from lert_ds.train.batch_schedule import BatchSchedule
 from lert_ds.train.best import BestWeights
 from lert_ds.train.checkpoint import Checkpoints, SaveError
 from lert_ds.train.checkpoint_folder import tag_of
@@ -25,18 +25,16 @@ from lert_ds.train.tracking import Reporter
 from lert_ds.train.watchdog import Watchdog
 
 
-class TrainConfig(Config):
+class TrainConfig(BatchSchedule):
     """How long, how much at a time, and how often to look."""
 
     steps: int = 0
     """Optimizer steps of the whole run; or say epochs."""
     epochs: float = 0.0
     """Passes over what is trained on, in the place of steps; they are rounded up to whole steps."""
-    batch_size: int
-    """Instances an optimizer step, over all processes."""
     micro_batch_size: int
     """Instances a forward pass on one process, at most: the largest number up to this that divides
-    a process's share of batch_size."""
+    a process's share of every batch."""
     learning_rate: float
     """The full rate, reached at the end of the warm-up."""
     gradient_clipping: float = 1.0
@@ -66,7 +64,7 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for key in ("batch_size", "micro_batch_size", "report_every", "keep_checkpoints"):
+        for key in ("micro_batch_size", "report_every", "keep_checkpoints"):
             if (value := getattr(self, key)) < 1:
                 raise ValueError(f"{key} = {value}: must be 1 or more")
         if not 0 <= self.epochs < math.inf:
@@ -112,10 +110,11 @@ class Judge(Protocol):
 class Data(NamedTuple):
     """Where the batches come from; made by the command, which knows the corpus."""
 
-    training: Callable[[int], Iterator[tuple[int, AnyBatch]]]
-    """Samples consumed so far to the micro-batches from there on, each with its number."""
-    evaluation: Callable[[], Iterable[AnyBatch]] | None
-    """To the held-out batches; every process gets the same number of them."""
+    training: Callable[[int, int], Iterator[tuple[int, AnyBatch]]]
+    """Steps taken and samples consumed so far to the micro-batches from there on, each with its
+    number."""
+    evaluation: Callable[[int], Iterable[AnyBatch]] | None
+    """Steps taken to the held-out batches; every process gets the same number of them."""
     judge: Callable[[], Judge] | None = None
     """To what judges one evaluation's answers, where sums over batches do not say it all."""
 
@@ -145,10 +144,13 @@ class Trainer:
         around: Surroundings,
         *,
         seed: int,
-        flops_per_token: float,
+        flops_per_token: Callable[[int], float],
         peak_flops: float,
     ) -> None:
-        """Take the parts; `flops_per_token` and `peak_flops` (a process) are for the MFU alone."""
+        """Take the parts.
+
+        `flops_per_token` at a step and `peak_flops` (a process) are for the MFU alone.
+        """
         self._engine, self._objective, self._data = engine, objective, data
         self._config, self._schedule = config, schedule
         self._reporter, self._checkpoints = around.reporter, around.checkpoints
@@ -156,7 +158,8 @@ class Trainer:
         self._best = around.best
         self._beat = around.watchdog.beat
         self._seed = seed
-        self._flops_share = flops_per_token / (peak_flops * distributed.world_size())
+        self._flops_per_token = flops_per_token
+        self._peak_flops = peak_flops * distributed.world_size()
         self.step = 0
         self.samples = 0
         self.stopped_by: str | None = None
@@ -181,15 +184,15 @@ class Trainer:
 
         Where something asks to stop, `stopped_by` says what, and a checkpoint is there.
         """
-        batches = self._data.training(self.samples)
+        batches = self._data.training(self.step, self.samples)
         self._engine.train()
         last: dict[str, float] = {}
         while self.step < self._config.steps and self.stopped_by is None:
             started = time.perf_counter()
             self._train_step(batches)
             self._step_seconds = time.perf_counter() - started
+            self.samples += self._config.batch_size_at(self.step)
             self.step += 1
-            self.samples += self._config.batch_size
             self._reporter.advance(self.step)
             if self._is_due(self._config.report_every, self.step):
                 self._report()
@@ -212,7 +215,7 @@ class Trainer:
         judge = self._data.judge() if self._data.judge is not None else None
         self._engine.train(False)
         with torch.no_grad():
-            for batch in self._data.evaluation():
+            for batch in self._data.evaluation(self.step):
                 self._beat(self.step, "evaluating")
                 output = self._engine(batch.to(self._engine.device), step=self.step)
                 sums.add(output.metrics)
@@ -233,6 +236,8 @@ class Trainer:
         rate = self._config.learning_rate
         rate *= multiplier(self._schedule, self.step, self._config.steps)
         self._engine.set_learning_rate(rate)
+        self._engine.set_batch_size(self._config.batch_size_at(self.step))
+        flops_per_token = self._flops_per_token(self.step)
         finite: torch.Tensor | None = None
         for _ in range(self._engine.accumulation):
             waited = time.perf_counter()
@@ -240,7 +245,7 @@ class Trainer:
             number, batch = next(batches)
             self._beat(self.step, "training")
             self._window.waited += time.perf_counter() - waited
-            self._window.tokens += _tokens(batch)
+            self._window.add(_tokens(batch), flops_per_token)
             # Dropout is a function of the micro-batch, not of who computes it or what ran before:
             # so a run is the same on any number of processes and after any interruption.
             torch.manual_seed(_mix(self._seed, number))
@@ -269,7 +274,7 @@ class Trainer:
     def _report(self) -> None:
         values = self._objective.summary(self._sums.reduce())
         values |= self._engine.state_of_scaling()
-        values |= self._window.read(self._engine.device, self._flops_share)
+        values |= self._window.read(self._engine.device, self._peak_flops)
         self._reporter.report("train", self.step, {"samples": self.samples, **values})
         self._window.restart()
 
@@ -334,18 +339,24 @@ class Trainer:
 
 
 class _Window:
-    """Time and tokens since the last report."""
+    """Time, tokens and operations since the last report."""
 
     def __init__(self) -> None:
         self.rate = 0.0
         self.restart()
 
     def restart(self) -> None:
-        self.started, self.waited, self.tokens = time.perf_counter(), 0.0, 0
+        self.started, self.waited = time.perf_counter(), 0.0
+        self._tokens = self._flops = 0.0
 
-    def read(self, device: torch.device, flops_share: float) -> dict[str, float]:
+    def add(self, tokens: int, flops_per_token: float) -> None:
+        self._tokens += tokens
+        self._flops += tokens * flops_per_token
+
+    def read(self, device: torch.device, peak_flops: float) -> dict[str, float]:
         seconds = max(time.perf_counter() - self.started, 1e-9)
-        tokens = distributed.sum_over_ranks(torch.tensor(float(self.tokens), device=device)).item()
+        sums = torch.tensor([self._tokens, self._flops], dtype=torch.float64, device=device)
+        tokens, flops = distributed.sum_over_ranks(sums).tolist()
         if device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(device)
         else:
@@ -353,7 +364,7 @@ class _Window:
         return {
             "learning_rate": self.rate,
             "tokens_per_second": tokens / seconds,
-            "mfu": tokens / seconds * flops_share,
+            "mfu": flops / seconds / peak_flops,
             "memory_gib": memory / 2**30,
             "data_wait_share": self.waited / seconds,
         }

@@ -61,9 +61,9 @@ def recorded(path: str | None, pace_seconds: float) -> Any:
     def data(corpora: Any, train: Any, seed: int, micro_batch_size: int) -> Any:
         given = batches_of(corpora, train, seed, micro_batch_size)
 
-        def batches(samples: int) -> Iterator[Any]:
+        def batches(step: int, samples: int) -> Iterator[Any]:
             skip = samples % micro_batch_size
-            for number, batch in given.training(samples):
+            for number, batch in given.training(step, samples):
                 with Path(f"{path}-{distributed.rank()}").open("a") as file:
                     file.write(f"{number * micro_batch_size + skip} {micro_batch_size}\n")
                 time.sleep(pace_seconds)

@@ -226,19 +226,19 @@ def test_a_trainer_gets_its_batches_and_its_judge(opened: Open, task_files: Path
     data = opened(task_files, "ocnli")
     config = TrainConfig(steps=4, batch_size=6, micro_batch_size=3, learning_rate=1e-3)
     source = data.batches(config, 5, 3)
-    stream = list(itertools.islice(source.training(0), 8))
+    stream = list(itertools.islice(source.training(0, 0), 8))
     assert [number for number, _ in stream] == list(range(8))
     assert all(len(batch.input_ids) == 3 for _, batch in stream)
-    again = next(source.training(12))
+    again = next(source.training(2, 12))
     assert again[0] == 4
     assert again[1].features.tolist() == stream[4][1].features.tolist()  # type: ignore[attr-defined]
     assert source.evaluation is not None
     assert source.judge is not None
-    seen = [n for batch in source.evaluation() for n in batch.features.tolist()]  # type: ignore[attr-defined]
+    seen = [n for batch in source.evaluation(0) for n in batch.features.tolist()]  # type: ignore[attr-defined]
     assert sorted(seen) == list(range(15))
     other = data.batches(config, 6, 3)
     orders = [
-        [batch.features.tolist() for _, batch in itertools.islice(s.training(0), 8)]  # type: ignore[attr-defined]
+        [batch.features.tolist() for _, batch in itertools.islice(s.training(0, 0), 8)]  # type: ignore[attr-defined]
         for s in (source, other)
     ]
     assert orders[0] != orders[1]
@@ -249,15 +249,15 @@ def test_processes_share_the_batches(
 ) -> None:
     data = opened(task_files, "ocnli")
     config = TrainConfig(steps=4, batch_size=6, micro_batch_size=3, learning_rate=1e-3)
-    alone = [n for n, _ in itertools.islice(data.batches(config, 5, 3).training(0), 8)]
+    alone = [n for n, _ in itertools.islice(data.batches(config, 5, 3).training(0, 0), 8)]
     shared = []
     for rank in (0, 1):
         monkeypatch.setattr("lert_ds.distributed.rank", lambda rank=rank: rank)
         monkeypatch.setattr("lert_ds.distributed.world_size", lambda: 2)
         stream = data.batches(config, 5, 3)
-        shared += [n for n, _ in itertools.islice(stream.training(0), 4)]
+        shared += [n for n, _ in itertools.islice(stream.training(0, 0), 4)]
         assert stream.evaluation is not None
-        shares = list(stream.evaluation())
+        shares = list(stream.evaluation(0))
         assert len(shares) == 1
     assert sorted(shared) == alone
 

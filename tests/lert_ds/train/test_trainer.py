@@ -61,7 +61,7 @@ class Regression(nn.Module):
 pytestmark = pytest.mark.usefixtures("process_group")
 
 
-def batches(samples: int) -> Iterator[tuple[int, Batch]]:
+def batches(_step: int, samples: int) -> Iterator[tuple[int, Batch]]:
     nothing = torch.zeros(0, dtype=torch.int64)
     number = samples // MICRO
     while True:
@@ -108,8 +108,8 @@ def make(
     resolved = deepspeed_config.resolve(ROOT / "ds_configs/zero1_fp32.json", owned)
     folder.mkdir(exist_ok=True)
 
-    def held_out() -> list[Batch]:
-        return [batch for _, batch in zip(range(2), (b for _, b in batches(1000)), strict=False)]
+    def held_out(_step: int) -> list[Batch]:
+        return [batch for _, batch in zip(range(2), (b for _, b in batches(0, 1000)), strict=False)]
 
     peers = Peers(60)
     checkpoints = Checkpoints(
@@ -134,7 +134,7 @@ def make(
             None if best_by is None else BestWeights(folder, best_by, peers),
         ),
         seed=7,
-        flops_per_token=1.0,
+        flops_per_token=lambda _step: 1.0,
         peak_flops=1e9,
     )
 
