@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,12 +21,15 @@ from lert_ds.kernels import attention, cheap_dropout, cpu_ops, varlen
 from lert_ds.kernels.cheap_dropout import use_cheap_masks
 from lert_ds.kernels.kernels_config import KernelsConfig
 from lert_ds.kernels.modules import (
+    CompiledLayer,
     FusedIntermediate,
     FusedOutput,
     FusedSelfAttention,
     FusedSelfOutput,
+    ReplayedLayer,
     tell,
 )
+from lert_ds.machine import multiplies_bf16
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +39,14 @@ _ATTENTION = {
     "fused": attention.NAME,
     "varlen": varlen.NAME,
 }
+_OF_A_LAYER = ("attention", "activation", "residual", "dropout")
+_PROCESSORS = ("lots", "fused")
 _CPU = {
     "attention": "fused", "qkv": "fused", "activation": "fused", "residual": "fused",
     "loss": "fused", "dropout": "lots", "compile": "off",
 }  # fmt: skip
-# torch.compile fuses activation and residual by itself.
-_CUDA = {
+# torch.compile fuses activation and residual by itself, and cannot see into a processor's kernels.
+_COMPILED = {
     "attention": "plain", "qkv": "plain", "activation": "plain", "residual": "plain",
     "loss": "fused", "dropout": "plain", "compile": "layers",
 }  # fmt: skip
@@ -68,7 +72,13 @@ class Kernels:
 
 
 def choose(
-    config: KernelsConfig, device: torch.device, *, stage: int = 0, lengths_vary: bool = False
+    config: KernelsConfig,
+    device: torch.device,
+    *,
+    stage: int = 0,
+    half: bool = False,
+    lengths_vary: bool = False,
+    parts_documents: bool = False,
 ) -> Kernels:
     """Return the kernels of a run, `auto` resolved and what cannot be replaced by what can, aloud.
 
@@ -76,46 +86,65 @@ def choose(
         config: What is asked for.
         device: Where the run computes.
         stage: Of ZeRO.
+        half: Whether it trains in a half precision.
         lengths_vary: Whether batches have many lengths: each would be compiled anew.
+        parts_documents: Whether documents of an instance do not see each other.
 
     Raises:
         ConfigError: a library or an instruction set that is named is not there.
     """
-    defaults = _CUDA if device.type == "cuda" else _CPU
-    names: dict[str, Any] = {
-        name: defaults[name] if value == "auto" else value
-        for name, value in dict(config).items()
-        if name in defaults
+    asked = dict(config)
+    on_gpu = device.type == "cuda"
+    defaults = dict(_COMPILED if on_gpu or config.compile == "layers" else _CPU)
+    if on_gpu and parts_documents:
+        defaults["attention"] = "varlen"
+    if not on_gpu and half and multiplies_bf16(device):
+        # Its products of half precision are faster than those in float32 of blocks.
+        defaults["attention"] = "lots" if defaults["attention"] == "fused" else "plain"
+    if stage == 3 or lengths_vary:
+        defaults["compile"] = "off"
+        if on_gpu:
+            defaults |= {"activation": "fused", "residual": "fused"}
+    names: dict[str, str] = {
+        name: defaults[name] if asked[name] == "auto" else asked[name] for name in defaults
     }
-    if config.compile == "auto" and (stage == 3 or lengths_vary):
-        names["compile"] = "off"
-        if device.type == "cuda":
-            names |= {
-                name: "fused" for name in ("activation", "residual") if dict(config)[name] == "auto"
-            }
     if names["compile"] == "layers" and stage == 3:
         tell("compile: ZeRO-3 gathers weights between the operations of a layer: not compiled")
         names["compile"] = "off"
-    if device.type == "cpu":
-        if names["attention"] == "varlen":
-            tell("attention: varlen is for GPUs; fused does the same on a processor")
-            names["attention"] = "fused"
-        wants = [name for name in ("attention", "activation", "residual") if names[name] == "fused"]
-        if wants and cpu_ops.load() is None:
-            names |= dict.fromkeys(wants, "plain")
-            if "attention" in wants:
-                names["attention"] = "lots"
+    if on_gpu:
+        _check_on_gpu(names)
     else:
-        if names["attention"] in ("fused", "lots"):
-            tell(f"attention: {names['attention']} is for processors; PyTorch's is used")
-            names["attention"] = "plain"
-        names["dropout"] = "plain"
+        _check_on_processor(names)
     if config.fp8 != "off":
         _check_fp8(device)
-    if config.cuda_graphs and (device.type != "cuda" or names["compile"] == "off"):
+    graphs = config.cuda_graphs and on_gpu and names["compile"] != "off"
+    if config.cuda_graphs and not graphs:
         tell("cuda_graphs: only compiled layers on a GPU are replayed: off")
-    graphs = config.cuda_graphs and device.type == "cuda" and names["compile"] != "off"
     return Kernels(**names, cuda_graphs=graphs, fp8=config.fp8)
+
+
+def _check_on_processor(names: dict[str, str]) -> None:
+    """Replace what a processor cannot do, aloud."""
+    if names["attention"] == "varlen":
+        tell("attention: varlen is for GPUs; fused does the same on a processor")
+        names["attention"] = "fused"
+    own = [f"{name}={value}" for name in _OF_A_LAYER if (value := names[name]) in _PROCESSORS]
+    if own and names["compile"] == "layers":
+        tell(f"compile: a compiler cannot see into {', '.join(own)}: not compiled")
+        names["compile"] = "off"
+    wants = [name for name in ("attention", "activation", "residual") if names[name] == "fused"]
+    if wants and cpu_ops.load() is None:
+        names |= dict.fromkeys(wants, "plain")
+        if "attention" in wants:
+            names["attention"] = "lots"
+
+
+def _check_on_gpu(names: dict[str, str]) -> None:
+    """Replace what a GPU does not need, aloud where it was asked for."""
+    if names["attention"] in _PROCESSORS:
+        tell(f"attention: {names['attention']} is for processors; PyTorch's is used")
+        names["attention"] = "plain"
+    names["dropout"] = "plain"
 
 
 def _check_fp8(device: torch.device) -> None:
@@ -137,6 +166,9 @@ def use_kernels(model: PreTrainedModel, kernels: Kernels) -> None:
         replaced[BertIntermediate] = FusedIntermediate
     if kernels.residual == "fused":
         replaced |= {BertSelfOutput: FusedSelfOutput, BertOutput: FusedOutput}
+    if kernels.compile == "layers":
+        replaced[BertLayer] = ReplayedLayer if kernels.cuda_graphs else CompiledLayer
+        _allow_compilations(sum(type(module) is BertLayer for module in model.modules()))
     for module in model.modules():
         # Exactly these: a layer that pruning has taken apart keeps its own.
         if (other := replaced.get(type(module))) is not None:
@@ -146,12 +178,16 @@ def use_kernels(model: PreTrainedModel, kernels: Kernels) -> None:
     model.set_attn_implementation(_ATTENTION[kernels.attention])
     if kernels.fp8 == "torchao":
         _use_fp8(model)
-    if kernels.compile == "layers":
-        for module in model.modules():
-            if isinstance(module, BertLayer):
-                module.compile(
-                    dynamic=False, mode="reduce-overhead" if kernels.cuda_graphs else None
-                )
+
+
+def _allow_compilations(layers: int) -> None:
+    """Let as many be compiled as a model may need, where dynamo gives up after 8.
+
+    Layers that were pruned to shapes of their own share none: each is compiled for training and
+    evaluation, with a mask and without. The rest is for batches of other shapes.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 4 * layers + 8)
 
 
 def _use_fp8(model: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """Attention for a processor, with dropout, a block of rows at a time (`cpu_ops.cpp`)."""
 
+import weakref
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from lert_ds.kernels import cpu_ops
 from lert_ds.kernels.seed import draw_seed
@@ -34,15 +36,18 @@ def attend(
         query: [batch, heads, length, size].
         key: The same.
         value: The same.
-        attention_mask: Bool [batch, 1, length or 1, length], true where attention may go, one
-            stretch of keys a query; or None.
+        attention_mask: Bool [batch or 1, 1, length or 1, length], true where attention may go;
+            or None. SDPA takes its place where a query may see several stretches of keys.
         dropout: Probability that an attention probability is dropped.
         scaling: Factor on the products, by default 1 / sqrt(size).
         **kwargs: What other implementations take.
     """
     native = cpu_ops.load() if query.device.type == "cpu" else None
-    ranges = None if attention_mask is None else ranges_of(attention_mask)
-    if native is None or (ranges is None and attention_mask is not None):
+    ranges = None
+    if native is not None and attention_mask is not None:
+        ranges = ranges_of(attention_mask, query.shape[0], query.shape[2])
+    alike = query.shape == key.shape == value.shape
+    if native is None or not alike or (ranges is None and attention_mask is not None):
         output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -79,25 +84,47 @@ def attend_packed(
 
 def function_of(implementation: str) -> Any:
     """Return transformers' attention function of a name."""
-    return ALL_ATTENTION_FUNCTIONS[implementation]
+    return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
 
 
-def ranges_of(mask: Tensor) -> Tensor | None:
+_last: tuple[Any, int, Tensor | None] = (lambda: None, 0, None)
+"""The mask that `ranges_of` saw last, by a weak reference, its version, and what it returned."""
+
+
+def ranges_of(mask: Tensor, batch: int, length: int) -> Tensor | None:
     """Return int32 [batch, length, 2], the first key of each query and the one behind its last.
 
-    None where some query may see keys in several stretches.
+    None where some query may see keys in several stretches, where heads differ, or where the mask
+    is added and not asked. All layers ask for the same mask; its ranges are found once (26 ms for 8
+    instances of 512 tokens on one core, a tenth of a layer's attention).
 
     Args:
-        mask: Bool [batch, 1, length, length], as `attend` takes it.
+        mask: Bool [batch or 1, 1, length or 1, length], true where attention may go.
+        batch: Instances.
+        length: Their tokens.
     """
+    global _last
+    if mask.is_inference():  # has no version, and so may change unseen
+        return _find_ranges(mask, batch, length)
+    seen, version, ranges = _last
+    if seen() is not mask or version != mask._version:
+        ranges = _find_ranges(mask, batch, length)
+        _last = weakref.ref(mask), mask._version, ranges
+    return ranges
+
+
+def _find_ranges(mask: Tensor, batch: int, length: int) -> Tensor | None:
+    fits = mask.dim() == 4 and mask.shape[1] == 1 and mask.shape[3] == length
+    if mask.dtype != torch.bool or not fits:
+        return None
     allowed = mask[:, 0]
     count = allowed.sum(-1)
     first = allowed.int().argmax(-1)
-    last = allowed.shape[-1] - allowed.flip(-1).int().argmax(-1)
+    last = length - allowed.flip(-1).int().argmax(-1)
     if bool(((last - first != count) & (count > 0)).any()):
         return None
     stretches = torch.stack([first, torch.where(count > 0, last, first)], dim=-1)
-    return stretches.to(torch.int32).contiguous()
+    return stretches.to(torch.int32).expand(batch, length, 2).contiguous()
 
 
 class _Attention(torch.autograd.Function):
@@ -126,7 +153,7 @@ class _Attention(torch.autograd.Function):
         packed, output, log_sums, ranges = context.saved_tensors
         of_packed = torch.empty(packed.shape)
         context.native.attention_backward(
-            _rows(gradient), *_parts(packed), output, log_sums, ranges, *context.numbers,
+            gradient.contiguous(), *_parts(packed), output, log_sums, ranges, *context.numbers,
             *_parts(of_packed),
         )  # fmt: skip
         return None, of_packed, None, None, None, None

@@ -83,15 +83,15 @@ inline float fast_exp(float x) {
   return p * scale;
 }
 
-// Gauss' error function, absolute error below 1.5e-7 (Abramowitz and Stegun 7.1.26, refined by one
-// more rational term is not needed in single precision of a training).
 // Which units are dropped, and what the others are multiplied by.
 struct Dropout {
   uint32_t threshold;
   float kept;
   explicit Dropout(double probability)
       : threshold(static_cast<uint32_t>(probability * 4294967296.0)),
-        kept(static_cast<float>(4294967296.0 / (4294967296.0 - threshold))) {}
+        kept(static_cast<float>(4294967296.0 / (4294967296.0 - threshold))) {
+    TORCH_CHECK(probability >= 0 && probability < 1, "dropout = ", probability);
+  }
 };
 
 // Scores of one row to dropped probabilities, in place; returns the log of the sum of exponentials.
@@ -133,6 +133,7 @@ struct Gaussian {
   float density;     // there
 };
 
+// By the error function of Abramowitz and Stegun 7.1.26: absolute error below 1.5e-7.
 inline Gaussian gaussian(float x) {
   float z = std::fabs(x) * 0.70710678f;
   float e = fast_exp(-z * z);
@@ -154,8 +155,10 @@ struct Heads {
       : data(tensor.data_ptr<float>()),
         batch(tensor.stride(0)),
         head(tensor.stride(1)),
-        row(tensor.stride(2)) {
+        // Of a single row any number may be given; BLAS takes none below the size.
+        row(tensor.size(2) == 1 ? tensor.size(3) : tensor.stride(2)) {
     TORCH_CHECK(tensor.dim() == 4 && (tensor.size(3) == 1 || tensor.stride(3) == 1));
+    TORCH_CHECK(row >= tensor.size(3), "rows that overlap");
   }
   float* of(int64_t b, int64_t h, int64_t i = 0) const {
     return data + b * batch + h * head + i * row;
@@ -187,8 +190,12 @@ struct Ranges {
   }
 };
 
-Ranges ranges_of(const std::optional<Tensor>& ranges, int64_t length) {
-  return {ranges.has_value() ? ranges->data_ptr<int32_t>() : nullptr, length};
+Ranges ranges_of(const std::optional<Tensor>& ranges, const Shape& shape) {
+  if (!ranges.has_value()) return {nullptr, shape.length};
+  TORCH_CHECK(ranges->is_contiguous() && ranges->dim() == 3 && ranges->size(0) == shape.batch &&
+                  ranges->size(1) == shape.length && ranges->size(2) == 2,
+              "ranges of another shape");
+  return {ranges->data_ptr<int32_t>(), shape.length};
 }
 
 // dropout(softmax(q k^T * scale)) v. Returns [batch, length, heads, size] and the log of each row's
@@ -198,8 +205,9 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& query, const Tensor& 
                                              const std::optional<Tensor>& ranges, double dropout,
                                              double scaling, int64_t seed) {
   Shape shape(query);
+  TORCH_CHECK(key.sizes() == query.sizes() && value.sizes() == query.sizes());
   Heads q(query), k(key), v(value);
-  Ranges visible = ranges_of(ranges, shape.length);
+  Ranges visible = ranges_of(ranges, shape);
   Tensor output = at::empty({shape.batch, shape.length, shape.heads, shape.size}, query.options());
   Tensor log_sums = at::empty({shape.batch, shape.heads, shape.length}, query.options());
   Heads out(output.transpose(1, 2));
@@ -252,7 +260,7 @@ void attention_backward(const Tensor& gradient, const Tensor& query, const Tenso
   Shape shape(query);
   Heads q(query), k(key), v(value), dq(of_query), dk(of_key), dv(of_value);
   Heads out(output.transpose(1, 2)), dout(gradient.transpose(1, 2));
-  Ranges visible = ranges_of(ranges, shape.length);
+  Ranges visible = ranges_of(ranges, shape);
   const float* log_sum = log_sums.data_ptr<float>();
   const Dropout drop(dropout);
   const float scale = static_cast<float>(scaling);
@@ -367,12 +375,12 @@ std::tuple<Tensor, Tensor, Tensor> add_norm_forward(const Tensor& input, const T
                                                     double dropout, double epsilon, int64_t seed) {
   const int64_t hidden = input.size(-1), rows = input.numel() / hidden;
   TORCH_CHECK(input.is_contiguous() && residual.is_contiguous() &&
-              input.scalar_type() == residual.scalar_type() &&
-              input.scalar_type() == weight.scalar_type());
+              input.sizes() == residual.sizes() && weight.numel() == hidden &&
+              bias.numel() == hidden && weight.is_contiguous() && bias.is_contiguous());
   Tensor output = at::empty_like(input), summed = at::empty_like(input);
   Tensor statistics = at::empty({rows, 2}, input.options().dtype(at::kFloat));
   const Dropout drop(dropout);
-  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, input.scalar_type(), "add_norm_forward", [&] {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "add_norm_forward", [&] {
     const scalar_t *in = input.data_ptr<scalar_t>(), *rest = residual.data_ptr<scalar_t>(),
                    *gain = weight.data_ptr<scalar_t>(), *add = bias.data_ptr<scalar_t>();
     scalar_t *out = output.data_ptr<scalar_t>(), *sums = summed.data_ptr<scalar_t>();
@@ -401,7 +409,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm_backward(const Tensor& gradi
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), rows));
   Tensor partial = at::zeros({parts, 2, hidden}, statistics.options());
   const Dropout drop(dropout);
-  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, summed.scalar_type(), "add_norm_backward", [&] {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, summed.scalar_type(), "add_norm_backward", [&] {
     const scalar_t *slope = gradient.data_ptr<scalar_t>(), *sums = summed.data_ptr<scalar_t>(),
                    *gain = weight.data_ptr<scalar_t>();
     scalar_t *d_in = of_input.data_ptr<scalar_t>(), *d_rest = of_residual.data_ptr<scalar_t>();
@@ -427,9 +435,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm_backward(const Tensor& gradi
 // GELU(input + bias), by the normal distribution's own function.
 Tensor bias_gelu_forward(const Tensor& input, const Tensor& bias) {
   const int64_t width = input.size(-1), rows = input.numel() / width;
-  TORCH_CHECK(input.is_contiguous());
+  TORCH_CHECK(input.is_contiguous() && bias.is_contiguous() && bias.numel() == width);
   Tensor output = at::empty_like(input);
-  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, input.scalar_type(), "bias_gelu_forward", [&] {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "bias_gelu_forward", [&] {
     const scalar_t *in = input.data_ptr<scalar_t>(), *add = bias.data_ptr<scalar_t>();
     scalar_t* out = output.data_ptr<scalar_t>();
     at::parallel_for(0, rows, 16, [&](int64_t from, int64_t to) {
@@ -451,7 +459,7 @@ std::tuple<Tensor, Tensor> bias_gelu_backward(const Tensor& gradient, const Tens
   Tensor of_input = at::empty_like(input);
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), rows));
   Tensor partial = at::zeros({parts, width}, input.options().dtype(at::kFloat));
-  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, input.scalar_type(), "bias_gelu_backward", [&] {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "bias_gelu_backward", [&] {
     const scalar_t *in = input.data_ptr<scalar_t>(), *add = bias.data_ptr<scalar_t>(),
                    *dy = gradient.data_ptr<scalar_t>();
     scalar_t* dx = of_input.data_ptr<scalar_t>();

@@ -35,7 +35,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: T
         labels: int64 [rows], each a class.
     """
     loss, hits = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, labels
+        hidden, weight, bias, labels, torch.is_grad_enabled()
     )
     return RowSums(loss, hits)
 
@@ -43,7 +43,12 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: T
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        context: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
+        context: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        labels: Tensor,
+        wanted: bool,
     ) -> tuple[Tensor, Tensor]:
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
@@ -52,12 +57,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         else:
             cast = hidden, weight, bias
         with torch.autocast(device, enabled=False):
-            return _forward(context, *cast, labels, (hidden.dtype, weight.dtype, bias.dtype))
+            dtypes = hidden.dtype, weight.dtype, bias.dtype
+            return _forward(context, *cast, labels, dtypes, wanted=wanted)
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, of_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *(gradient.mul_(of_loss) for gradient in context.saved_tensors), None
+        return *(gradient.mul_(of_loss) for gradient in context.saved_tensors), None, None
 
 
 def _forward(
@@ -67,14 +73,19 @@ def _forward(
     bias: Tensor,
     labels: Tensor,
     dtypes: tuple[torch.dtype, ...],
+    *,
+    wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    wanted = any(context.needs_input_grad[:3])
+    """Compute sums and, where they are wanted, gradients: an evaluation asks for none."""
+    wanted = wanted and any(context.needs_input_grad[:3])
     loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
     hits = torch.zeros((), dtype=torch.int64, device=hidden.device)
-    of_hidden = torch.empty_like(hidden, dtype=dtypes[0])
-    # float32 sums of the pieces: in bf16 the sum of many would keep two digits.
-    of_weight = torch.zeros_like(weight, dtype=torch.float32)
-    of_bias = torch.zeros_like(bias, dtype=torch.float32)
+    context.mark_non_differentiable(hits)
+    if wanted:
+        of_hidden = torch.empty_like(hidden, dtype=dtypes[0])
+        # float32 sums of the pieces: in bf16 the sum of many would keep two digits.
+        of_weight = torch.zeros_like(weight, dtype=torch.float32)
+        of_bias = torch.zeros_like(bias, dtype=torch.float32)
     rows = max(1, PIECE_BYTES // (4 * weight.shape[0]))
     for start in range(0, len(labels), rows):
         part = slice(start, start + rows)
@@ -95,6 +106,6 @@ def _forward(
             of_weight.addmm_(slopes.t(), hidden[part])
         else:
             of_weight += slopes.t() @ hidden[part]
-    context.save_for_backward(of_hidden, of_weight.to(dtypes[1]), of_bias.to(dtypes[2]))
-    context.mark_non_differentiable(hits)
+    if wanted:
+        context.save_for_backward(of_hidden, of_weight.to(dtypes[1]), of_bias.to(dtypes[2]))
     return loss, hits

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.activations import GELUActivation
 from transformers.models.bert.modeling_bert import (
     BertIntermediate,
+    BertLayer,
     BertOutput,
     BertSelfAttention,
     BertSelfOutput,
@@ -33,7 +35,16 @@ def is_plain(module: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
     Not where something listens to its calls: ZeRO-3, which gathers its weights then, or a
     distillation that reads its output.
     """
-    return type(module) is kind and not (module._forward_hooks or module._forward_pre_hooks)
+    return type(module) is kind and not _is_listened_to(module)
+
+
+def _is_listened_to(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 _compiled_add_norm = torch.compile(plain_add_norm, dynamic=True)
@@ -78,7 +89,9 @@ class FusedSelfAttention(BertSelfAttention):  # type: ignore[misc]
         dropout = self.dropout.p if self.training else 0.0
         native = _native(hidden_states)
         if native is not None and self.config._attn_implementation == attention.NAME:
-            ranges = None if attention_mask is None else attention.ranges_of(attention_mask)
+            ranges = None
+            if attention_mask is not None:
+                ranges = attention.ranges_of(attention_mask, batch, length)
             if attention_mask is None or ranges is not None:
                 attended = attention.attend_packed(
                     native, packed, ranges, dropout=dropout, scaling=self.scaling
@@ -141,10 +154,44 @@ class FusedIntermediate(BertIntermediate):  # type: ignore[misc]
         """
         native = _native(hidden_states)
         is_cuda = hidden_states.device.type == "cuda"
-        if not (is_cuda or native is not None) or not is_plain(self.dense):
+        is_gelu = type(self.intermediate_act_fn) is GELUActivation
+        if not (is_cuda or native is not None) or not is_gelu or not is_plain(self.dense):
             plain: Tensor = super().forward(hidden_states)
             return plain
         product = functional.linear(hidden_states, self.dense.weight)
         if is_cuda:
             return _compiled_bias_gelu(product, self.dense.bias)
         return bias_gelu(native, product, self.dense.bias)
+
+
+def _forward_of_layer(layer: BertLayer, *args: Any, **kwargs: Any) -> Tensor:
+    """A function of its own, so that dynamo counts its compilations apart from all others."""
+    output: Tensor = BertLayer.forward(layer, *args, **kwargs)
+    return output
+
+
+class CompiledLayer(BertLayer):  # type: ignore[misc]
+    """A layer by torch.compile; layers of one shape share one compilation.
+
+    Where something listens to a module inside of it the layer runs as it is: dynamo does not look
+    at hooks, and would give this layer the graph of another that has none. Hooks on the layer
+    itself, and gradient checkpointing, are outside of what is compiled.
+    """
+
+    _compiled = staticmethod(torch.compile(_forward_of_layer, dynamic=False))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return what `BertLayer` does, [batch, length, hidden]."""
+        if any(_is_listened_to(module) for module in self.modules() if module is not self):
+            tell("compile: something listens to modules inside of a layer: it is not compiled")
+            return _forward_of_layer(self, *args, **kwargs)
+        output: Tensor = self._compiled(self, *args, **kwargs)
+        return output
+
+
+class ReplayedLayer(CompiledLayer):
+    """A compiled layer that is replayed as a CUDA graph."""
+
+    _compiled = staticmethod(
+        torch.compile(_forward_of_layer, dynamic=False, mode="reduce-overhead")
+    )
