@@ -1,11 +1,15 @@
-"""Pre-training speed on one processor core or two, beside Hugging Face's Trainer.
+"""Pre-training speed on one processor core or two, beside others' training of the same model.
 
-    python benchmarks/pretraining.py --corpus corpora/wiki-512 --output benchmarks/results/…json
+    python benchmarks/pretraining.py --corpus corpora/bench --output benchmarks/results/…json
 
-Three comparisons, each of whole processes that take turns, so that a machine whose speed drifts
-slows both: ours and `Trainer` + `BertForMaskedLM` in fp32 and in bf16 on one core, with the same
-LERT-small, instances, masks and batch; and ours on two processes under ZeRO-2 and on one. The
-figures are tokens a second over the steps after the first, which warms up.
+Whole processes that take turns, round after round, so that a machine whose speed drifts slows all
+of them: `lert-ds benchmark pretrain` (the engine and the steps of `lert-ds pretrain`), Hugging
+Face's Trainer and a DeepSpeed loop (`pretraining_peers.py`), on the same instances, masks, batch
+and, where there is a choice, precision. One thread, pinned to one core; what counts is the
+processor's time of the median step after a warm-up, since others use the machine too. A ratio is
+taken within a round.
+
+LERT-small at length 512, and four layers of LERT-large. bf16 where the processor multiplies it.
 """
 
 import argparse
@@ -15,182 +19,145 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lert_ds.machine import description
+import torch
+
+from lert_ds.machine import description, multiplies_bf16
 
 ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
-MICRO_BATCH_SIZE = 4
-WARM_UP_STEPS = 2
+LENGTH = 512
+MODELS = {
+    "LERT-small": (["--size", "small"], ["architecture.size=small"], 4),
+    "LERT-large, 4 layers": (
+        ["--size", "large", "--layers", "4"],
+        ["architecture.size=large", "architecture.layers=4"],
+        2,
+    ),
+}
+"""Name to the peers' words, ours, and the micro-batch."""
 
 
-def ours(corpus: Path, steps: int, machine: str, processes: int) -> float:
-    """Return the tokens a second of `lert-ds pretrain`."""
+def ours(
+    corpus: Path, words: list[str], micro_batch: int, precision: str, steps: int
+) -> dict[str, Any]:
+    """Return what `lert-ds benchmark pretrain` measures on one core."""
     with tempfile.TemporaryDirectory() as folder:
-        # One report after the warm-up, and one of all the rest.
-        arguments = [
-            "pretrain", "pretrain-small", f"corpus={corpus}", f"output={folder}/run",
-            f"deepspeed=ds_configs/{machine}.json", f"train.steps={WARM_UP_STEPS + steps}",
-            f"train.batch_size={MICRO_BATCH_SIZE * processes}",
-            f"train.micro_batch_size={MICRO_BATCH_SIZE}", "train.report_every=1",
-            "train.evaluate_every=0", "train.save_every=0", "train.data_workers=0",
+        result = Path(folder, "result.json")
+        command = [
+            sys.executable, "-m", "lert_ds", "benchmark", "pretrain", "pretrain-small",
+            f"corpus={corpus}", f"output={folder}/run", "train.data_workers=0",
+            f"deepspeed=ds_configs/zero0_{precision}.json", *words,
+            f"train.batch_size={micro_batch}", f"train.micro_batch_size={micro_batch}",
+            "--steps", str(steps), "--warm-up", "1", "--json", str(result),
         ]  # fmt: skip
-        launcher = [str(BIN / "deepspeed"), "--num_gpus", str(processes), "--module"]
-        execute([*launcher, "lert_ds", *arguments], processes)
-        lines = Path(folder, "run/metrics.jsonl").read_text("utf-8").splitlines()
-    records = [json.loads(line) for line in lines][WARM_UP_STEPS:]
-    # Each report is of one step of equal tokens: the mean rate is the harmonic mean.
-    return statistics.harmonic_mean([record["tokens_per_second"] for record in records])
+        execute(command)
+        found: dict[str, Any] = json.loads(result.read_text("utf-8"))
+    return found
 
 
-def trainer(corpus: Path, steps: int, precision: str) -> float:
-    """Return the tokens a second of Hugging Face's Trainer."""
+def peer(
+    name: str, corpus: Path, words: list[str], micro_batch: int, precision: str, steps: int
+) -> dict[str, Any]:
+    """Return what a peer measures on one core."""
     command = [
-        sys.executable, __file__, "--corpus", str(corpus), "--steps", str(steps),
-        "--trainer", precision,
+        sys.executable, str(ROOT / "benchmarks/pretraining_peers.py"), name, *words,
+        "--corpus", str(corpus), "--micro-batch", str(micro_batch), "--precision", precision,
+        "--steps", str(steps),
     ]  # fmt: skip
-    return float(execute(command, 1).splitlines()[-1])
+    found: dict[str, Any] = json.loads(execute(command).splitlines()[-1])
+    return found
 
 
-def execute(command: list[str], cores: int) -> str:
-    """Run a command on `cores` cores with one thread a process and return what it printed."""
+def execute(command: list[str]) -> str:
+    """Run a command with one thread on the first core and return what it printed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    pinned = ["taskset", "--cpu-list", f"0-{cores - 1}", *command]
     done = subprocess.run(
-        pinned, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+        ["taskset", "--cpu-list", "0", *command],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     return done.stdout
 
 
-def run_trainer(corpus_folder: Path, steps: int, precision: str) -> None:
-    """Train with Hugging Face's Trainer in this process and print its tokens a second."""
-    import numpy as np
-    import torch
-    from transformers import (
-        BertConfig,
-        BertForMaskedLM,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
-
-    from lert_ds.architecture import SIZES
-    from lert_ds.data.masking import MaskingConfig, VocabularyFacts, instance_generator, mask
-    from lert_ds.data.shards import Corpus
-
-    corpus = Corpus([corpus_folder])
-    facts, masking = VocabularyFacts.of(corpus.manifest), MaskingConfig()
-
-    class Masked(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-        """The same instances with the same masks, as Trainer takes them."""
-
-        def __len__(self) -> int:
-            return len(corpus)
-
-        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-            masked = mask(corpus[index], instance_generator(0, 0, index), masking, facts)
-            labels = np.full(corpus.length, -100, dtype=np.int64)
-            labels[masked.positions] = masked.labels
-            ids = masked.input_ids.astype(np.int64)
-            real = (ids != facts.pad_id).astype(np.int64)
-            return {
-                "input_ids": torch.from_numpy(ids),
-                "attention_mask": torch.from_numpy(real),
-                "labels": torch.from_numpy(labels),
-            }
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        """When each step ended."""
-
-        times: list[float] = []  # noqa: RUF012
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.times.append(time.perf_counter())
-
-    small = SIZES["small"]
-    config = BertConfig(
-        vocab_size=corpus.manifest.vocabulary_size,
-        num_hidden_layers=small["layers"],
-        hidden_size=small["hidden_size"],
-        num_attention_heads=small["heads"],
-        intermediate_size=small["intermediate_size"],
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder,
-            per_device_train_batch_size=MICRO_BATCH_SIZE,
-            max_steps=WARM_UP_STEPS + steps,
-            learning_rate=1e-4,
-            bf16=precision == "bf16",
-            use_cpu=True,
-            optim="adamw_torch_fused",
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
+def compare(
+    sides: Mapping[str, Callable[[], dict[str, Any]]], tokens: int, rounds: int
+) -> dict[str, Any]:
+    """Return the rates of sides that take turns, and the ratios of the first to the others."""
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    last: dict[str, dict[str, Any]] = {}
+    for turn in range(rounds):
+        for name, side in sides.items():
+            last[name] = side()
+            seconds = last[name].get("processor_seconds") or last[name]["cpu_seconds"]
+            rates[name].append(tokens / statistics.median(seconds))
+        told = ", ".join(f"{name} {found[-1]:.0f}" for name, found in rates.items())
+        print(f"{turn + 1}/{rounds}: {told}", file=sys.stderr, flush=True)
+    first, *others = sides
+    ratios = {
+        name: [a / b for a, b in zip(rates[first], rates[name], strict=True)] for name in others
+    }
+    profile = {
+        key: last[first][key]
+        for key in (
+            "flops_per_token", "matrix_flops_per_second", "kernels", "operation_shares",
+            "longest_operations", "part_seconds", "peak_memory_bytes",
         )
-        clock = Clock()
-        Trainer(
-            model=BertForMaskedLM(config),
-            args=arguments,
-            train_dataset=Masked(),
-            callbacks=[clock],
-        ).train()
-    seconds = clock.times[-1] - clock.times[WARM_UP_STEPS - 1]
-    print(steps * MICRO_BATCH_SIZE * corpus.length / seconds)
-
-
-def pair(name: str, first: Callable[[], float], second: Callable[[], float], n: int) -> Any:
-    """Return the rates of two commands that take turns `n` times, and their ratios."""
-    rates = []
-    for turn in range(n):
-        rates.append((first(), second()))
-        print(f"{name} {turn + 1}/{n}: {rates[-1][0]:.0f} and {rates[-1][1]:.0f}", file=sys.stderr)
-    ratios = [a / b for a, b in rates]
+    }  # fmt: skip
+    median = statistics.median(rates[first])
     return {
-        "tokens_per_second": [round(statistics.median(one)) for one in zip(*rates, strict=True)],
-        "ratio_median": round(statistics.median(ratios), 3),
-        "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
-        "pairs": n,
+        "tokens_per_second": {
+            name: [round(rate) for rate in found] for name, found in rates.items()
+        },
+        "ratio": {
+            f"{first} / {name}": {
+                "median": round(statistics.median(found), 3),
+                "range": [round(min(found), 3), round(max(found), 3)],
+            }
+            for name, found in ratios.items()
+        },
+        "mfu of the last round": round(
+            rates[first][-1] * profile["flops_per_token"] / profile["matrix_flops_per_second"], 3
+        ),
+        "median tokens_per_second": round(median),
+        "profile": profile,
     }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, required=True, help="of instances of 512 tokens")
-    parser.add_argument("--steps", type=int, default=6, help="measured, after the warm-up")
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4, help="measured, after the warm-up")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", choices=sorted(MODELS), help="one of them alone")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--trainer", choices=["fp32", "bf16"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     corpus, steps = options.corpus.resolve(), options.steps
-    if options.trainer:
-        run_trainer(corpus, steps, options.trainer)
-        return
+    bf16 = multiplies_bf16(torch.device("cpu"))
     result: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/pretraining.py", *sys.argv[1:]]),
-        "machine": description(),
-        "model": "LERT-small (12 × 256), length 512, micro-batch 4, one thread a process",
+        "machine": description(("torch", "deepspeed", "transformers", "accelerate")),
+        "setting": "length 512, one thread on one core, processor seconds of the median step",
+        "bf16": "measured" if bf16 else "not measured: this processor does not multiply it",
     }
-    for precision in ("fp32", "bf16"):
-        result[f"ours / Trainer, {precision}, one core"] = pair(
-            f"ours and Trainer, {precision}",
-            lambda precision=precision: ours(corpus, steps, f"zero1_{precision}", 1),
-            lambda precision=precision: trainer(corpus, steps, precision),
-            options.pairs,
-        )
-    result["two processes / one, ZeRO-2 fp32, one core each"] = pair(
-        "two processes and one",
-        lambda: ours(corpus, steps, "zero2_fp32", 2),
-        lambda: ours(corpus, steps, "zero2_fp32", 1),
-        options.pairs,
-    )
-    text = json.dumps(result, indent=2, ensure_ascii=False)
+    for name, (theirs, own, micro_batch) in MODELS.items():
+        if options.model not in (None, name):
+            continue
+        for precision in ("fp32", "bf16") if bf16 else ("fp32",):
+            print(f"{name}, {precision}", file=sys.stderr, flush=True)
+            common = micro_batch, precision, steps
+            sides: dict[str, Callable[[], dict[str, Any]]] = {
+                "ours": lambda own=own, common=common: ours(corpus, own, *common),
+                "Trainer": lambda t=theirs, common=common: peer("trainer", corpus, t, *common),
+                "DeepSpeed loop": lambda t=theirs, common=common: peer(
+                    "deepspeed", corpus, t, *common
+                ),
+            }
+            result[f"{name}, {precision}"] = compare(sides, micro_batch * LENGTH, options.rounds)
+    text = json.dumps(result, indent=1, ensure_ascii=False)
     print(text)
     if options.output:
         options.output.write_text(text + "\n", "utf-8")

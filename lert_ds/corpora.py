@@ -2,14 +2,19 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from lert_ds import distributed
-from lert_ds.data.loader import evaluation_batches, training_batches
+from lert_ds.data.loader import (
+    AS_IT_COMES,
+    Batching,
+    evaluation_batches,
+    training_batches,
+)
 from lert_ds.data.masking import MaskingConfig
 from lert_ds.data.rows import RowLengths
 from lert_ds.data.sampler import MicroBatches
@@ -33,6 +38,8 @@ class Corpora:
     """Whose tokenizer the ids are of."""
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     """Which tokens are predicted."""
+    batching: Batching = AS_IT_COMES
+    """What else a batch holds."""
 
     @property
     def fingerprint(self) -> str:
@@ -66,7 +73,11 @@ class Corpora:
         if train is self.train:
             return self
         valid = None if self.valid is None else in_vocabulary_of(self.valid, folder)
-        return Corpora(train, valid, folder, self.masking)
+        return Corpora(train, valid, folder, self.masking, self.batching)
+
+    def with_padding(self) -> "Corpora":
+        """Return these in batches of one shape, whose padding is not cut."""
+        return replace(self, batching=replace(self.batching, keep_padding=True))
 
     def batches(self, train: TrainConfig, seed: int, micro_batch_size: int) -> Data:
         """Return this process's batches of a run.
@@ -89,6 +100,7 @@ class Corpora:
                 self.masking,
                 micro_batches,
                 lengths=RowLengths(train.length_borders(step, samples)),
+                batching=self.batching,
                 workers=train.data_workers,
                 pin_memory=torch.cuda.is_available(),
             )
@@ -108,6 +120,7 @@ class Corpora:
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             length=length,
+            batching=self.batching,
         )
 
     def baselines(self) -> dict[str, dict[str, float]]:
@@ -147,7 +160,10 @@ class Corpora:
 
 
 def open_folders(
-    corpus: Sequence[Path], corpus_valid: Sequence[Path], masking: MaskingConfig | None = None
+    corpus: Sequence[Path],
+    corpus_valid: Sequence[Path],
+    masking: MaskingConfig | None = None,
+    batching: Batching = AS_IT_COMES,
 ) -> Corpora:
     """Return what to train and to evaluate on, by default the held-out folders of `corpus`.
 
@@ -165,4 +181,4 @@ def open_folders(
     if opened is not None:
         # One corpus of all folders refuses whatever differs between any two of them.
         Corpus([corpus[0], *valid])
-    return Corpora(train, opened, train.folders[0], masking or MaskingConfig())
+    return Corpora(train, opened, train.folders[0], masking or MaskingConfig(), batching)

@@ -54,6 +54,10 @@ class Batch(NamedTuple):
     """int64 [masked]: the token that stood there."""
     tags: dict[str, Tensor]
     """Task to int64 [masked]: class of the word there, or IGNORE_INDEX."""
+    document_ends: Tensor | None = None
+    """int32 [documents], where documents must not see each other: the end of each in the flattened
+    [instances * length], in order, that of an instance's padding too; the last one is repeated so
+    that few sizes occur. None where all tokens of an instance may see each other."""
 
     @property
     def token_type_ids(self) -> None:
@@ -72,6 +76,7 @@ class Batch(NamedTuple):
             masked_positions=move(self.masked_positions),
             labels=move(self.labels),
             tags={task: move(classes) for task, classes in self.tags.items()},
+            document_ends=None if self.document_ends is None else move(self.document_ends),
         )
 
 

@@ -19,6 +19,7 @@ from lert_ds.errors import ConfigError
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.neighbour_start import start_with_neighbours
 from lert_ds.pretraining_objective import LipConfig, PretrainingObjective
+from lert_ds.train.engine import device
 from lert_ds.training_data import DataFacts
 
 logger = logging.getLogger(__name__)
@@ -107,6 +108,8 @@ def pretrain(config: PretrainRun, corpora: Corpora) -> None:
     model_config, numbers = plan(config, facts, processes)
     objective = make_objective(config, model_config)
     model = objective.model
+    if training.kernels_of(config, device()).compile == "layers":
+        corpora = corpora.with_padding()  # one shape is compiled, not each length
     with run_folder.prepared(config, corpora) as peers:
         logger.info(training_run.explain(config, numbers, facts, processes))
         trained = training.fit(config, objective, corpora, numbers, peers)

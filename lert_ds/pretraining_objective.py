@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from lert_ds.config import Config
 from lert_ds.errors import ConfigError
+from lert_ds.kernels.documents import attention_arguments
 from lert_ds.kernels.linear_cross_entropy import RowSums, linear_cross_entropy
 from lert_ds.kernels.modules import is_plain
 from lert_ds.labels import IGNORE_INDEX
@@ -148,9 +149,9 @@ def _of_masked(
 ) -> LertForPreTrainingOutput:
     output: LertForPreTrainingOutput = model(
         batch.input_ids,
-        attention_mask=batch.attention_mask,
         masked_positions=batch.masked_positions,
         decode_words=decode_words,
+        **attention_arguments(model, batch),
     )
     return output
 

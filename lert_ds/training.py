@@ -40,7 +40,7 @@ from lert_ds.train.tracking import Reporter
 from lert_ds.train.trainer import Surroundings, Trainer
 from lert_ds.train.watchdog import Watchdog
 from lert_ds.training_data import TrainingData
-from lert_ds.training_run import Arithmetic, TrainingRun
+from lert_ds.training_run import Arithmetic, CorpusRun, TrainingRun
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,23 @@ class Trained:
     weights: dict[str, Tensor]
     """Parameters of the objective by name, whole, fp32, on the host."""
     summary: dict[str, Any]
+
+
+def kernels_of(run: TrainingRun, on: torch.device, *, lengths_vary: bool = False) -> Kernels:
+    """Return the kernels of a run on a device.
+
+    Raises:
+        ConfigError: a kernel that is named cannot run here.
+    """
+    stage, precision = deepspeed_config.stage_and_precision(run.deepspeed)
+    return choose(
+        run.kernels,
+        on,
+        stage=stage,
+        half=precision != "fp32",
+        lengths_vary=lengths_vary,
+        parts_documents=isinstance(run, CorpusRun) and not run.attend_across_documents,
+    )
 
 
 def set_up_model(
@@ -67,8 +84,7 @@ def set_up_model(
     Raises:
         ConfigError: a kernel that is named cannot run here.
     """
-    stage = deepspeed_config.stage_of(run.deepspeed)
-    kernels = choose(run.kernels, device(), stage=stage, lengths_vary=lengths_vary)
+    kernels = kernels_of(run, device(), lengths_vary=lengths_vary)
     use_kernels(model, kernels)
     logger.info("kernels: %s", kernels.describe())
     if run.train.gradient_checkpointing:
@@ -130,7 +146,7 @@ def fit(
             Surroundings(reporter, checkpoints, peers, interruption, watchdog, best),
             seed=run.seed,
             flops_per_token=numbers.flops_per_token_at,
-            peak_flops=_peak_flops(engine),
+            peak_flops=peak_flops(engine),
         )
         state = {"corpus": data.fingerprint, "seed": run.seed, "config": redact_tree(dump(run))}
         _resume(run, trainer, checkpoints, reporter, state)
@@ -210,7 +226,8 @@ def _resume(
         reporter.event(trainer.step, f"goes on with other settings: {'; '.join(changes)}")
 
 
-def _peak_flops(engine: Engine) -> float:
+def peak_flops(engine: Engine) -> float:
+    """Return the operations a second of a large matrix product in the engine's precision."""
     # Of fp16 that of fp32 on a processor: without instructions for it, a product takes 2.5 s.
     half = torch.float16 if engine.device.type == "cuda" else torch.float32
     dtypes = {"bf16": torch.bfloat16, "fp16": half, "autocast": torch.bfloat16}

@@ -16,6 +16,7 @@ from lert_ds import arithmetic
 from lert_ds.config import Config, Paths
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.corpora import Corpora, open_folders
+from lert_ds.data.loader import Batching
 from lert_ds.data.masking import MaskingConfig
 from lert_ds.data.rows import check_length
 from lert_ds.data.sampler import solve_micro_batch_size
@@ -70,6 +71,8 @@ class CorpusRun(TrainingRun):
     """Corpus folders to evaluate on; by default the held_out folders of the corpus."""
     masking: MaskingConfig = MaskingConfig()
     """Which tokens are predicted."""
+    attend_across_documents: bool = True
+    """Whether tokens see those of other documents that were packed into the same instance."""
 
     def masked_share(self, length: int) -> float:
         """Return which share of the tokens of an instance is predicted."""
@@ -115,7 +118,8 @@ def open_corpora(run: CorpusRun) -> Corpora:
     Raises:
         CorpusError: one is missing, cut short, or of another tokenizer, length or tag set.
     """
-    return open_folders(run.corpus, run.corpus_valid, run.masking)
+    batching = Batching(part_documents=not run.attend_across_documents)
+    return open_folders(run.corpus, run.corpus_valid, run.masking, batching)
 
 
 def with_steps(run: R, instances: int | None) -> R:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -52,6 +53,19 @@ PREFETCHED_BATCHES = 4
 
 
 @dataclass(frozen=True)
+class Batching:
+    """How instances become a batch, beyond the masks."""
+
+    keep_padding: bool = False
+    """Do not cut batches to their longest instance, so that they have one shape."""
+    part_documents: bool = False
+    """Say where the documents of an instance end, so that they need not see each other."""
+
+
+AS_IT_COMES = Batching()
+
+
+@dataclass(frozen=True)
 class Collator:
     """Instances of a corpus to masked batches."""
 
@@ -61,6 +75,7 @@ class Collator:
     seed: int
     with_missing: bool = False
     """Also predict words that a pruned vocabulary has no piece for: their label is [UNK]."""
+    batching: Batching = AS_IT_COMES
 
     def collate(self, samples: Samples, length: int | None = None) -> Batch:
         """Return the instances of `samples`, masked.
@@ -76,14 +91,24 @@ class Collator:
             for row in cut(self.corpus[index], length or of_instance, self.vocabulary):
                 instances.append(row)
                 masked.append(self._known(mask(row, generator, masking, self.vocabulary)))
-        return assemble(instances, masked, self.vocabulary.pad_id, cut_padding=length is None)
+        return self._assemble(instances, masked, length)
 
     def collate_unmasked(self, length: int | None = None) -> Batch:
         """Return a batch of one instance with nothing to predict: it counts nowhere."""
         rows = cut(self.corpus[0], length or self.corpus.length, self.vocabulary)
         nothing = np.zeros(0, dtype=np.int64)
         masked = [MaskedInstance(row.input_ids, nothing, row.input_ids[nothing]) for row in rows]
-        return assemble(rows, masked, self.vocabulary.pad_id, cut_padding=length is None)
+        return self._assemble(rows, masked, length)
+
+    def _assemble(
+        self, rows: Sequence[Instance], masked: Sequence[MaskedInstance], length: int | None
+    ) -> Batch:
+        keep = self.batching.keep_padding or length is not None
+        batch = assemble(rows, masked, self.vocabulary.pad_id, cut_padding=not keep)
+        if not self.batching.part_documents:
+            return batch
+        ends = document_ends(batch.input_ids.numpy(), self.vocabulary.special_ids["sep"])
+        return batch._replace(document_ends=torch.from_numpy(ends))
 
     def _known(self, row: MaskedInstance) -> MaskedInstance:
         if not self.corpus.is_renumbered or self.with_missing:
@@ -129,6 +154,23 @@ def assemble(
         labels=_join([row.labels for row in masked]),
         tags={task: _join(classes) for task, classes in tags.items()},
     )
+
+
+def document_ends(input_ids: npt.NDArray[np.int64], separator: int) -> npt.NDArray[np.int32]:
+    """Return where documents end, int32 [documents], the last repeated up to a power of two.
+
+    [CLS] a b [SEP] c [SEP] [PAD] [PAD], twice → 4 6 8 12 14 16 16 16
+
+    Args:
+        input_ids: int64 [instances, length]; a document ends in `separator`.
+        separator: Id of [SEP], which stands nowhere else.
+    """
+    flat, length = input_ids.reshape(-1), input_ids.shape[1]
+    is_end = flat == separator
+    is_end[length - 1 :: length] = True
+    ends = (np.flatnonzero(is_end) + 1).astype(np.int32)
+    size = 1 << max(len(ends) - 1, 1).bit_length()
+    return np.concatenate([ends, np.full(size - len(ends), len(flat), dtype=np.int32)])
 
 
 def _join(arrays: Sequence[Any]) -> torch.Tensor:
@@ -187,6 +229,7 @@ def training_batches(
     micro_batches: MicroBatches,
     *,
     lengths: RowLengths = AS_THE_CORPUS,
+    batching: Batching = AS_IT_COMES,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[tuple[int, Batch]]:
@@ -197,6 +240,7 @@ def training_batches(
         masking: which tokens to predict; drawn anew each epoch from the seed of `micro_batches`.
         micro_batches: which instances, from where on, for which rank.
         lengths: of the rows that instances are used as.
+        batching: what else a batch holds.
         workers: processes that prepare batches ahead; 0 prepares them here.
         pin_memory: hand out page-locked tensors, which a GPU fetches while it computes.
 
@@ -204,7 +248,7 @@ def training_batches(
         CorpusError: the corpus is empty or damaged.
     """
     assert micro_batches.corpus_size == len(corpus)
-    collator = _collator(corpus, masking, micro_batches.seed)
+    collator = _collator(corpus, masking, micro_batches.seed, batching=batching)
     dataset = _TrainingSet(collator, micro_batches, lengths)
     items = _load(dataset, _Numbers(micro_batches), workers, pin_memory)
     return ((int(number), cast(Batch, batch)) for number, batch in items)
@@ -221,6 +265,7 @@ def evaluation_batches(
     workers: int = 0,
     pin_memory: bool = False,
     with_missing: bool = False,
+    batching: Batching = AS_IT_COMES,
 ) -> Iterator[Batch]:
     """Yield one rank's share of a corpus, each instance once, in order, with the same masks always.
 
@@ -233,7 +278,7 @@ def evaluation_batches(
     Raises:
         CorpusError: the corpus is empty or damaged.
     """
-    collator = _collator(corpus, masking, EVALUATION_SEED, with_missing)
+    collator = _collator(corpus, masking, EVALUATION_SEED, with_missing, batching)
     ranges = in_order(len(corpus), micro_batch_size, rank, world_size)
     dataset = _EvaluationSet(collator, ranges, length)
     items = _load(dataset, range(len(ranges)), workers, pin_memory)
@@ -241,11 +286,16 @@ def evaluation_batches(
 
 
 def _collator(
-    corpus: Corpus, masking: MaskingConfig, seed: int, with_missing: bool = False
+    corpus: Corpus,
+    masking: MaskingConfig,
+    seed: int,
+    with_missing: bool = False,
+    batching: Batching = AS_IT_COMES,
 ) -> Collator:
     if not len(corpus):
         raise CorpusError(f"{corpus.folders[0]}: this corpus has no instance; prepare more text")
-    return Collator(corpus, masking, VocabularyFacts.of(corpus.manifest), seed, with_missing)
+    vocabulary = VocabularyFacts.of(corpus.manifest)
+    return Collator(corpus, masking, vocabulary, seed, with_missing, batching)
 
 
 def _load(

@@ -89,14 +89,7 @@ def resolve(path: Path, owned: Mapping[str, float | int]) -> dict[str, Any]:
             contradicts the run's.
     """
     path = find(path)
-    try:
-        tree = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_doubles)
-    except ValueError as error:  # JSON, UTF-8, or a key twice
-        raise ConfigError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a JSON object is needed, with keys like zero_optimization")
-    for key in tree:
-        _check_key(path, key)
+    tree = _read(path)
     for key, value in owned.items():
         written = tree.get(key, "auto")
         if written not in ("auto", value):
@@ -110,9 +103,27 @@ def resolve(path: Path, owned: Mapping[str, float | int]) -> dict[str, Any]:
     return tree
 
 
-def stage_of(path: Path) -> int:
-    """Return the ZeRO stage of the JSON at `path`, which `resolve` checks as a whole."""
-    return stage(json.loads(find(path).read_text("utf-8")))
+def stage_and_precision(path: Path) -> tuple[int, Precision]:
+    """Return the ZeRO stage and the precision of the JSON at `path`.
+
+    Raises:
+        ConfigError: not JSON, or a key that DeepSpeed would ignore or refuse.
+    """
+    tree = _read(find(path))
+    return stage(tree), precision(tree)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the JSON at `path`, whose keys are known."""
+    try:
+        tree = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_doubles)
+    except ValueError as error:  # JSON, UTF-8, or a key twice
+        raise ConfigError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a JSON object is needed, with keys like zero_optimization")
+    for key in tree:
+        _check_key(path, key)
+    return tree
 
 
 def precision(tree: Mapping[str, Any]) -> Precision:

@@ -120,6 +120,7 @@ def measure(config: pretrain.PretrainRun, arguments: argparse.Namespace) -> dict
         "kernels": asdict(training.kernels_of(config, engine.device)),
         "first_step_seconds": first_seconds,
         "step_seconds": {"median": times.step_seconds, "all": times.steps},
+        "processor_seconds": times.processor,
         "part_seconds": {part: times.median(part) for part in PARTS},
         "tokens_per_second": tokens * processes / times.step_seconds,
         "instances_per_second": batch_size / times.step_seconds,

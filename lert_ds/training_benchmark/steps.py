@@ -20,6 +20,8 @@ class Times:
 
     parts: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PARTS})
     steps: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    """Seconds of this process's threads a step: what a busy machine stretches least."""
     tokens: int = 0
     """Of all steps, on this process."""
 
@@ -89,7 +91,7 @@ def take_steps(
     for _ in range(count):
         waited = 0.0
         clock = _Clock(engine.device)
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         clock.mark()
         for _ in range(engine.accumulation):
             asked = time.perf_counter()
@@ -106,6 +108,7 @@ def take_steps(
             clock.mark()
         between = clock.seconds()
         times.steps.append(time.perf_counter() - started)
+        times.processor.append(time.process_time() - worked)
         times.parts["data wait"].append(waited)
         for place, name in enumerate(PARTS[1:], start=1):
             times.parts[name].append(sum(between[place::4]))

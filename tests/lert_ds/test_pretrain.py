@@ -65,7 +65,7 @@ def test_a_run_leaves_a_model_that_transformers_loads(pretrain: Pretrain, tmp_pa
     summary = json.loads((run / "summary.json").read_text())
     assert summary["valid"]["mlm/loss"] == valid[-1]["mlm/loss"]
     assert summary["steps"] == 10
-    assert "fast_dropout" not in (run / "model/config.json").read_text()
+    assert "lert_fused" not in (run / "model/config.json").read_text()
     record = json.loads((run / "model/run.json").read_text())
     assert record["config"]["train"]["steps"] == 10
     assert record["versions"]["deepspeed"]
@@ -261,3 +261,11 @@ def test_an_output_that_exists_is_refused_and_untouched(pretrain: Pretrain, tmp_
     assert "it holds a finished result (model/config.json)" in said
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
     pretrain("overwrite=true")
+
+
+def test_documents_that_do_not_see_each_other(pretrain: Pretrain, tmp_path: Path) -> None:
+    losses = {}
+    for across in ("true", "false"):
+        pretrain(f"attend_across_documents={across}", "overwrite=true", "architecture.dropout=0.0")
+        losses[across] = metrics(tmp_path / "run", "train")[-1]["mlm/loss"]
+    assert losses["true"] == pytest.approx(losses["false"], rel=1e-5)  # one document an instance

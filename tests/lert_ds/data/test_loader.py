@@ -13,9 +13,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lert_ds.data.loader import evaluation_batches, training_batches
+from lert_ds.data.loader import Batching, document_ends, evaluation_batches, training_batches
 from lert_ds.data.masking import MaskingConfig
+from lert_ds.data.rows import RowLengths
 from lert_ds.data.sampler import MicroBatches
 from lert_ds.data.shards import Corpus, Manifest, write_manifest, write_shard
 from lert_ds.errors import CorpusError
@@ -145,6 +148,84 @@ def test_a_length_that_is_no_multiple_of_8_is_kept(tmp_path: Path) -> None:
     assert batch.attention_mask is None
     original = np.stack([full[0].input_ids, full[1].input_ids]).reshape(-1)
     np.testing.assert_array_equal(batch.labels, original[batch.masked_positions])
+
+
+SHORTER = RowLengths([(0, 20), (16, 30), (40, LENGTH)])
+
+
+def test_rows_get_longer_with_the_samples(corpus: Corpus) -> None:
+    order = micro_batches(corpus)
+    numbered = take(training_batches(corpus, MASKING, order, lengths=SHORTER), 12)
+    shapes = [tuple(batch.input_ids.shape) for _, batch in numbered]
+    # An instance of 60 is three rows of 20 or two of 30; the padding stays, so shapes do not vary.
+    assert shapes == [(12, 20)] * 4 + [(8, 30)] * 6 + [(4, 60)] * 2
+    for number, batch in numbered:
+        indices = order.samples(number).indices.tolist()
+        rows = batch.input_ids.clone().view(-1)
+        rows[batch.masked_positions] = batch.labels
+        original = np.concatenate([corpus[index].input_ids for index in indices])
+        text = rows[rows > MASK].tolist()
+        missing = len(original[original > MASK]) - len(text)
+        assert 0 <= missing <= 5 * len(batch.input_ids)
+        length = batch.input_ids.shape[1]
+        counts = np.bincount(batch.masked_positions // length, minlength=len(batch.input_ids))
+        tokens = (rows.view(-1, length) > MASK).sum(1)
+        limit = 75 * length // 512
+        for count, size in zip(counts, tokens.tolist(), strict=True):
+            budget = min(limit, max(1, round(0.15 * size))) if size else 0
+            assert count <= budget
+            assert count == budget or size < 10  # a few words may all be longer than the budget
+        assert {len(classes) for classes in batch.tags.values()} == {len(batch.labels)}
+
+
+def test_the_full_length_is_the_stream_without_lengths(tiny_corpus: Path) -> None:
+    full = Corpus([tiny_corpus])
+    plain = fingerprints(training_batches(full, MASKING, micro_batches(full)), 6)
+    lengths = RowLengths([(0, full.length)])
+    found = training_batches(full, MASKING, micro_batches(full), lengths=lengths)
+    assert fingerprints(found, 6) == plain
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("start", [0, 16, 32, 48])
+def test_neither_ranks_nor_resuming_change_the_rows(
+    corpus: Corpus, world_size: int, start: int
+) -> None:
+    whole = training_batches(corpus, MASKING, micro_batches(corpus), lengths=SHORTER)
+    expected = dict(fingerprints(whole, 16))
+    lengths = RowLengths([(max(first, start), n) for first, n in SHORTER.borders])
+    for rank in range(world_size):
+        order = micro_batches(corpus, rank=rank, world_size=world_size, start=start)
+        batches = training_batches(corpus, MASKING, order, lengths=lengths)
+        for number, found in fingerprints(batches, (64 - start) // 4 // world_size):
+            assert found == expected[number]
+
+
+def test_workers_do_not_change_the_rows(corpus: Corpus) -> None:
+    order = micro_batches(corpus)
+    here = fingerprints(training_batches(corpus, MASKING, order, lengths=SHORTER), 12)
+    there = training_batches(corpus, MASKING, order, lengths=SHORTER, workers=2)
+    assert fingerprints(there, 12) == here
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_evaluation_in_shorter_rows_has_every_instance_once(
+    corpus: Corpus, world_size: int
+) -> None:
+    def labels(length: int | None, world: int) -> list[int]:
+        return sorted(
+            label
+            for rank in range(world)
+            for batch in evaluation_batches(
+                corpus, MASKING, 4, rank=rank, world_size=world, length=length
+            )
+            for label in batch.labels.tolist()
+        )
+
+    batches = list(evaluation_batches(corpus, MASKING, 4, length=20))
+    assert {batch.input_ids.shape[1] for batch in batches} == {20}
+    assert sum(len(batch.input_ids) for batch in batches) == 3 * INSTANCES
+    assert labels(20, world_size) == labels(20, 1) != labels(None, 1)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -292,6 +373,7 @@ import psutil
 from pathlib import Path
 from lert_ds.data.loader import training_batches
 from lert_ds.data.masking import MaskingConfig
+from lert_ds.data.rows import RowLengths
 from lert_ds.data.sampler import MicroBatches
 from lert_ds.data.shards import Corpus
 corpus = Corpus([Path({str(tiny_corpus)!r})])
@@ -313,3 +395,50 @@ time.sleep(60)
     for worker in alive:
         worker.kill()
     assert not alive
+
+
+def test_documents_end_in_sep_and_rows_end_them_too() -> None:
+    ids = np.array([[CLS, 7, 8, SEP, 9, SEP, PAD, PAD], [CLS, 7, 8, 9, 7, 8, 9, 7]])
+    assert document_ends(ids, SEP).tolist() == [4, 6, 8, 16]
+    assert document_ends(ids[:1], SEP).tolist() == [4, 6, 8, 8]
+    assert document_ends(ids[1:], SEP).tolist() == [8, 8]
+
+
+@given(
+    rows=st.lists(st.lists(st.sampled_from([SEP, 7]), min_size=5, max_size=5), min_size=1),
+)
+def test_documents_part_the_batch(rows: list[list[int]]) -> None:
+    ids = np.array(rows)
+    ends = document_ends(ids, SEP)
+    assert len(ends) & (len(ends) - 1) == 0
+    assert (np.diff(ends) >= 0).all()
+    assert ends[-1] == ids.size
+    # Every [SEP] and every row closes a document, and nothing else does.
+    closed = {place + 1 for place in np.flatnonzero(ids.reshape(-1) == SEP)}
+    assert set(ends.tolist()) == closed | set(range(5, ids.size + 1, 5))
+
+
+def test_a_batch_says_where_documents_end_only_where_they_part(corpus: Corpus) -> None:
+    _, plain = next(training_batches(corpus, MASKING, micro_batches(corpus)))
+    parted = Batching(part_documents=True)
+    _, batch = next(training_batches(corpus, MASKING, micro_batches(corpus), batching=parted))
+    assert plain.document_ends is None
+    assert fingerprint(batch) == fingerprint(plain)
+    assert batch.document_ends is not None
+    assert batch.document_ends.dtype == torch.int32
+    assert batch.to(torch.device("cpu")).document_ends is not None
+
+
+def test_kept_padding_gives_one_shape_and_the_same_words(corpus: Corpus) -> None:
+    kept = Batching(keep_padding=True)
+    cut = take(training_batches(corpus, MASKING, micro_batches(corpus, micro=1)), 20)
+    whole = take(
+        training_batches(corpus, MASKING, micro_batches(corpus, micro=1), batching=kept), 20
+    )
+    assert len({batch.input_ids.shape for _, batch in cut}) > 1
+    assert {tuple(batch.input_ids.shape) for _, batch in whole} == {(1, LENGTH)}
+    for (_, one), (_, other) in zip(cut, whole, strict=True):
+        length = one.input_ids.shape[1]
+        assert torch.equal(other.input_ids[:, :length], one.input_ids)
+        assert torch.equal(other.masked_positions, one.masked_positions)
+        assert torch.equal(other.labels, one.labels)

@@ -52,7 +52,7 @@ def test_steps_are_those_of_a_training() -> None:
         ("forward", 2, 7), "backward", "step", ("forward", 3, 7), "backward", "step",
     ]  # fmt: skip
     assert times.tokens == 4 * 16
-    assert len(times.steps) == 2
+    assert len(times.steps) == len(times.processor) == 2
     for index, whole in enumerate(times.steps):
         parts = [times.parts[part][index] for part in PARTS]
         assert min(parts) > 0
