@@ -150,3 +150,86 @@ def test_steps_or_epochs(
     train = {"batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-3, **given}
     with pytest.raises(ConfigError, match=told):
         run_on(tiny_corpus, tmp_path, train=train)
+
+
+GROWING = {
+    "steps": 10, "batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-3,
+    "batch_warmup": [[0, 4], [4, 8]], "lengths": [[0, 8], [6, 32]],
+}  # fmt: skip
+
+
+def test_a_warmup_is_counted_and_told(run_on: Any, tiny_corpus: Path, tmp_path: Path) -> None:
+    run = run_on(tiny_corpus, tmp_path, train=GROWING)
+    facts = training_run.open_corpora(run).facts
+    numbers = training_run.work_out(run, SHAPE, 1000, 32, 2, run.masked_share(32))
+    assert numbers.tree["train_batch_size"] == 8
+    text = training_run.explain(run, numbers, facts, 2)
+    assert "to step 4: 4 instances a step as 16 rows of 8, 1 accumulated\n" in text
+    assert "to step 6: 8 instances a step as 32 rows of 8, 2 accumulated\n" in text
+    assert "to step 10: 8 instances a step as 8 rows of 32, 2 accumulated\n" in text
+    samples = 4 * 4 + 6 * 8
+    assert f"10 = {samples / 64:.1f} epochs" in text
+    assert f"{samples * 32:,}\n" in text
+    short, full = (
+        arithmetic.flops_per_token(numbers.shape, n, numbers.masked_share) for n in (8, 32)
+    )
+    assert [numbers.flops_per_token_at(step) for step in (0, 5, 6, 9)] == pytest.approx(
+        [short, short, full, full]
+    )
+    total = 32 * ((4 * 4 + 2 * 8) * short + 4 * 8 * full)
+    assert f"{total:.3g} in all" in text
+
+
+def test_a_run_that_ends_early_says_what_it_does_not_reach(
+    run_on: Any, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    run = run_on(tiny_corpus, tmp_path, train=GROWING | {"steps": 4})
+    numbers = training_run.work_out(run, SHAPE, 1000, 32, 1, run.masked_share(32))
+    text = training_run.explain(run, numbers, training_run.open_corpora(run).facts, 1)
+    assert "the run ends before [4, 8] of train.batch_warmup" in text
+    assert "the run ends before [6, 32] of train.lengths" in text
+
+
+def test_the_memory_is_that_of_as_many_tokens(
+    run_on: Any, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    plain = run_on(tiny_corpus, tmp_path, train=GROWING | {"lengths": [], "batch_warmup": []})
+    grown = run_on(tiny_corpus, tmp_path, train=GROWING)
+    first, second = (
+        training_run.work_out(run, SHAPE, 1000, 32, 1, run.masked_share(32)).memory
+        for run in (plain, grown)
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.25, 4), (0.5, 6), (1.0, 10), (2.0, 18)])
+def test_epochs_of_a_warmup_take_more_steps(
+    run_on: Any, tiny_corpus: Path, tmp_path: Path, epochs: float, steps: int
+) -> None:
+    run = run_on(tiny_corpus, tmp_path, train=GROWING | {"steps": 0, "epochs": epochs})
+    assert training_run.with_steps(run, 64).train.steps == steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "told"),
+    [
+        ({"lengths": [[0, 12]]}, 1, "train.lengths has rows of 12 tokens.* take one of 8, 16, 32"),
+        ({"batch_warmup": [[0, 2], [1, 8]]}, 4, "a batch of 2 instances, .* multiple of 4"),
+    ],
+)
+def test_a_schedule_that_does_not_divide_is_refused(
+    run_on: Any, tiny_corpus: Path, tmp_path: Path, changes: Any, processes: int, told: str
+) -> None:
+    run = run_on(tiny_corpus, tmp_path, train=GROWING | changes)
+    with pytest.raises(ConfigError, match=told):
+        training_run.work_out(run, SHAPE, 1000, 32, processes, run.masked_share(32))
+
+
+def test_examples_of_a_task_have_no_such_schedule(
+    run_on: Any, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    for key in ("batch_warmup", "lengths"):
+        left = {other: [] for other in ("batch_warmup", "lengths") if other != key}
+        run = run_on(tiny_corpus, tmp_path, train=GROWING | left)
+        with pytest.raises(ConfigError, match=f"train.{key} is for training on a corpus"):
+            training_run.work_out(run, SHAPE, 1000, 32, 1, 0.0)

@@ -185,6 +185,49 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(
     assert solve_micro_batch_size(batch, 8, int(fewer.split()[0]))
 
 
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=4), st.integers(1, 40), st.integers(1, 4))
+def test_one_micro_batch_deals_every_batch_of_a_warmup(
+    shares: list[int], largest: int, world: int
+) -> None:
+    sizes = [share * world for share in shares]
+    size = solve_micro_batch_size(sizes[-1], largest, world, sizes)
+    assert size <= largest
+    assert all(share % size == 0 for share in shares)
+    larger = range(size + 1, largest + 1)
+    assert not [n for n in larger if all(share % n == 0 for share in shares)]
+
+
+def test_a_batch_of_a_warmup_that_the_processes_cannot_share_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        solve_micro_batch_size(64, 8, 4, [6, 32, 64])
+    assert str(error.value) == (
+        "train.batch_warmup has a batch of 6 instances, which is no multiple of 4 processes; set "
+        "it to 4 or 8, or start 2 processes"
+    )
+
+
+@given(st.integers(1, 50), st.lists(st.integers(1, 5), min_size=1, max_size=6), seeds)
+def test_a_growing_batch_changes_no_micro_batch_and_no_owner(
+    size: int, shares: list[int], seed: int
+) -> None:
+    micro, world = 2, 3
+    batches = [share * micro * world for share in shares]
+    owned = [
+        dict(keys_of(MicroBatches(size, seed, batches[-1], micro, rank, world), sum(shares)))
+        for rank in range(world)
+    ]
+    taken = {number: keys for part in owned for number, keys in part.items()}
+    assert sorted(taken) == list(range(sum(batches) // micro))
+    # From step k on, as a resumed run takes it: the same numbers, the same owners.
+    for step in range(len(shares)):
+        start, left = sum(batches[:step]), sum(shares[step:])
+        for rank in range(world):
+            order = MicroBatches(size, seed, batches[-1], micro, rank, world, start)
+            tail = dict(keys_of(order, left))
+            first = start // micro
+            assert tail == {n: keys for n, keys in owned[rank].items() if n >= first}
+
+
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 8))
 def test_evaluation_counts_each_instance_once(size: int, micro: int, world: int) -> None:
     plans = [in_order(size, micro, rank, world) for rank in range(world)]

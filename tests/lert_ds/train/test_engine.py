@@ -201,3 +201,39 @@ def test_deepspeed_refuses_in_one_sentence(tmp_path: Path) -> None:
     tree = deepspeed_config.resolve(path, {"train_batch_size": 1})
     with pytest.raises(ConfigError, match="contiguos_gradients"):
         Engine(Plain(), OptimizerConfig(), tree)
+
+
+MACHINES = [
+    *(f"zero{stage}_{precision}" for precision in ("fp32", "bf16") for stage in range(3)),
+    "zero1_autocast", "zero2_bf16_offload", "zero3_fp32", "zero3_bf16",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_batch_changes_between_updates(machine: str) -> None:
+    """Adam's first moment is that of the mean gradient of each batch, whatever its size."""
+    owned = {
+        "train_batch_size": 4,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 4,
+        "gradient_clipping": 0.0,
+    }
+    path = ROOT / "ds_configs" / f"{machine}.json"
+    engine = Engine(Plain(), OptimizerConfig(), deepspeed_config.resolve(path, owned))
+    engine.set_learning_rate(RATE)
+    expected, number = torch.zeros(4), 0
+    for size in (1, 4, 4, 2, 3, 1):
+        engine.set_batch_size(size)
+        assert engine.accumulation == size
+        total = torch.zeros(4)
+        for place in range(size):
+            values = [float(number % 5), 2.0, -1.0, float(number % 3)]
+            number += 1
+            engine.backward(engine(batch(values), step=0).loss)
+            assert engine.at_boundary() == (place == size - 1)
+            engine.step()
+            total += torch.tensor(values)
+        expected = 0.9 * expected + 0.1 * total / size
+    found = engine.snapshot(copy=True)[0]["linear.weight"].tensors["exp_avg"].view(3, 4)
+    tolerance = 1e-6 if machine.endswith("fp32") else 1e-2
+    torch.testing.assert_close(found, expected.repeat(3, 1), rtol=tolerance, atol=tolerance)

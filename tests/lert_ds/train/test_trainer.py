@@ -26,7 +26,7 @@ from lert_ds.train.optim import OptimizerConfig
 from lert_ds.train.peers import Peers
 from lert_ds.train.schedule import ScheduleConfig
 from lert_ds.train.tracking import Reporter, TrackingConfig
-from lert_ds.train.trainer import Data, Judge, Surroundings, TrainConfig, Trainer
+from lert_ds.train.trainer import Data, Judge, Surroundings, TrainConfig, Trainer, _Window
 from lert_ds.train.watchdog import Watchdog
 
 ROOT = Path(__file__).parents[3]
@@ -164,6 +164,68 @@ def test_a_run_reports_evaluates_and_saves_when_due(tmp_path: Path) -> None:
     assert {"tokens_per_second", "mfu", "memory_gib", "data_wait_share", "gradient_norm"} <= set(
         train[0]
     )
+
+
+WARMUP = [[0, 2], [2, 8], [3, 4]]
+
+
+def test_the_batch_grows_with_the_step(tmp_path: Path) -> None:
+    objective = Regression()
+    make(tmp_path, objective, batch_warmup=WARMUP, evaluate_every=0, report_every=1).fit({})
+    train = reports(tmp_path, "train")
+    assert [record["samples"] for record in train] == [2, 4, 12, 16, 20, 24]
+    assert objective.steps_seen == [0, 1, 2, 2, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+def test_an_interrupted_warmup_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    changes = {"batch_warmup": WARMUP, "save_every": 1, "report_every": 1, "evaluate_every": 0}
+    whole, parts = Regression(), Regression()
+    make(tmp_path / "whole", whole, **changes).fit({})
+    for stop in (1, 2, 3):  # in each phase and at its border
+        trainer = make(tmp_path / "parts", Regression(), Asked({1: CLOCK}), **changes)
+        found = Checkpoints(tmp_path / "parts/checkpoints", Peers(60), keep=2).newest()
+        if found is not None:
+            trainer.resume(found.tag)
+        trainer.fit({})
+        assert trainer.step == stop
+    trainer = make(tmp_path / "parts", parts, **changes)
+    trainer.resume("step-3")
+    trainer.fit({})
+    assert torch.equal(whole.linear.weight, parts.linear.weight)
+    kept = [{k: r[k] for k in ("step", "samples", "loss", "learning_rate", "gradient_norm")}
+            for name in ("whole", "parts") for r in reports(tmp_path / name, "train")]  # fmt: skip
+    assert kept[:6] == kept[6:]
+
+
+def test_data_is_asked_for_where_the_run_stands(tmp_path: Path) -> None:
+    asked: list[tuple[int, int]] = []
+    evaluated: list[int] = []
+
+    def training(step: int, samples: int) -> Iterator[tuple[int, Batch]]:
+        asked.append((step, samples))
+        return batches(step, samples)
+
+    def held_out(step: int) -> list[Batch]:
+        evaluated.append(step)
+        return [next(batches(0, 0))[1]]
+
+    trainer = make(tmp_path, Regression(), batch_warmup=WARMUP)
+    trainer._data = Data(training, held_out)
+    trainer.fit({})
+    trainer.resume("step-4")
+    trainer.fit({})
+    assert asked == [(0, 0), (4, 16)]
+    assert evaluated == [3, 6, 6]
+
+
+def test_the_mfu_counts_what_a_token_takes_at_its_step(tmp_path: Path) -> None:
+    window = _Window()
+    window.add(100, 2.0)
+    window.add(50, 4.0)
+    window.started -= 1000.0
+    read = window.read(torch.device("cpu"), 10.0)
+    assert read["tokens_per_second"] == pytest.approx(0.15, rel=1e-3)
+    assert read["mfu"] == pytest.approx(400 / 1000 / 10, rel=1e-3)
 
 
 class Counting:
@@ -417,7 +479,8 @@ def test_evaluation_restores_training(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("steps", 0), ("batch_size", 0), ("micro_batch_size", -1), ("save_every", -1),
+    [("steps", 0), ("batch_size", 0), ("batch_warmup", [[0, 2]]),
+     ("lengths", [[1, 8]]), ("micro_batch_size", -1), ("save_every", -1),
      ("learning_rate", 0.0), ("gradient_clipping", -1.0), ("keep_checkpoints", 0),
      ("keep_every", -1), ("stop_before_hours", 0.0), ("timeout_seconds", 0.0)],
 )  # fmt: skip
