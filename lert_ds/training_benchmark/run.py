@@ -122,6 +122,7 @@ def measure(config: pretrain.PretrainRun, arguments: argparse.Namespace) -> dict
         "step_seconds": {"median": times.step_seconds, "all": times.steps},
         "processor_seconds": times.processor,
         "part_seconds": {part: times.median(part) for part in PARTS},
+        "tokens_per_step": tokens * processes,
         "tokens_per_second": tokens * processes / times.step_seconds,
         "instances_per_second": batch_size / times.step_seconds,
         "flops_per_token": flops,
