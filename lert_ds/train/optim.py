@@ -15,7 +15,8 @@ class OptimizerConfig(Config):
     """The optimizer; the defaults are LERT's (`src/optimization.py` of ymcui/LERT)."""
 
     name: Literal["adamw", "lamb", "lion"] = "adamw"
-    """adamw: DeepSpeed's FusedAdam, its CPUAdam under offload; lamb: ZeRO 0 only; lion."""
+    """adamw: DeepSpeed's FusedAdam, its CPUAdam under offload; lamb: ZeRO 0 only; lion. All three
+    update lists of tensors at once."""
     beta1: float = 0.9
     """Decay of the running mean of the gradient."""
     beta2: float = 0.999
@@ -87,21 +88,34 @@ def _dimensions(parameter: Tensor) -> int:
 
 
 class _Optimizer(torch.optim.Optimizer):
-    """The loop that the optimizers below share: state once, then one update a parameter."""
+    """What the optimizers below share: state once, then one pass over all parameters of a group.
+
+    Operations are on lists of tensors: on a GPU one launch for hundreds of parameters, where a
+    loop over them would launch some thousand kernels a step.
+    """
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         assert closure is None
         with torch.no_grad():
             for group in self.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._update(parameter, parameter.grad, self.state[parameter], group)
+                parameters = [p for p in group["params"] if p.grad is not None]
+                if parameters:
+                    gradients = [parameter.grad for parameter in parameters]
+                    self._update(parameters, gradients, group)
 
     def _update(
-        self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+        self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
     ) -> None:
         raise AssertionError("each optimizer has its own")
+
+    def _state(self, parameters: list[Tensor], *names: str) -> list[list[Tensor]]:
+        """Return the tensors of each name, one a parameter; they start at zero."""
+        for parameter in parameters:
+            for name in names:
+                if name not in self.state[parameter]:
+                    self.state[parameter][name] = torch.zeros_like(parameter)
+        return [[self.state[parameter][name] for parameter in parameters] for name in names]
 
 
 class Lamb(_Optimizer):
@@ -126,23 +140,31 @@ class Lamb(_Optimizer):
         )
 
     def _update(
-        self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+        self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
     ) -> None:
-        if not state:
-            state["step"] = 0
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        state["step"] += 1
+        means, squares = self._state(parameters, "exp_avg", "exp_avg_sq")
+        steps = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            state["step"] = state.get("step", 0) + 1
+            steps.append(state["step"])
         beta1, beta2 = group["betas"]
-        mean = state["exp_avg"].lerp_(gradient, 1 - beta1)
-        square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
+        roots = squares
         if group["bias_correction"]:
-            mean = mean / (1 - beta1 ** state["step"])
-            square = square / (1 - beta2 ** state["step"])
-        update = mean / (square.sqrt() + group["eps"]) + group["weight_decay"] * parameter
-        size, change = parameter.norm(), update.norm()
-        ratio = torch.where((size > 0) & (change > 0), size / change, torch.ones_like(size))
-        parameter.sub_(group["lr"] * ratio * update)
+            roots = list(torch._foreach_div(squares, [1 - beta2**step for step in steps]))
+            means = list(torch._foreach_div(means, [1 - beta1**step for step in steps]))
+        roots = list(torch._foreach_sqrt(roots))
+        torch._foreach_add_(roots, group["eps"])
+        updates = torch._foreach_div(means, roots)
+        torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
+        sizes = torch.stack(torch._foreach_norm(parameters))
+        changes = torch.stack(torch._foreach_norm(updates))
+        ratios = torch.where((sizes > 0) & (changes > 0), sizes / changes, torch.ones_like(sizes))
+        torch._foreach_mul_(updates, list((group["lr"] * ratios).unbind()))
+        torch._foreach_sub_(parameters, updates)
 
 
 class Lion(_Optimizer):
@@ -158,12 +180,12 @@ class Lion(_Optimizer):
         super().__init__(groups, {"lr": lr, "betas": betas})
 
     def _update(
-        self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+        self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
     ) -> None:
-        if not state:
-            state["exp_avg"] = torch.zeros_like(parameter)
+        (means,) = self._state(parameters, "exp_avg")
         beta1, beta2 = group["betas"]
-        direction = torch.lerp(state["exp_avg"], gradient, 1 - beta1).sign_()
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(direction, alpha=-group["lr"])
-        state["exp_avg"].lerp_(gradient, 1 - beta2)
+        directions = torch._foreach_lerp(means, gradients, 1 - beta1)
+        torch._foreach_sign_(directions)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, directions, alpha=-group["lr"])
+        torch._foreach_lerp_(means, gradients, 1 - beta2)
