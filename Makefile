@@ -1,7 +1,7 @@
 # make quickstart                      raw text → LERT → distilled → pruned → int8, on a CPU
 # make quickstart CORPUS=text          on your own text (UTF-8 .txt, .jsonl, .parquet; .gz, .zst)
 # make quickstart CORPUS=a VALID=b     evaluated on a text of yours, not on a tenth of the first
-# make test | test-slow | test-tf | check | chaos | bench | bench-tasks      each makes .venv first when it is needed
+# make test | test-slow | test-tf | check | chaos | bench | bench-gpu | bench-tasks      each makes .venv first when it is needed
 # make host-tools                      Debian packages for the tests of several hosts (root)
 PYTHON ?= python3
 VENV := .venv
@@ -55,7 +55,7 @@ TEXT = corpus='["$(CORPORA)", "$(CORPORA)-annotated"]' $(EVALUATED)
 ON = $(TEXT) $(EVERY) \
 	deepspeed=ds_configs/cpu_$(PRECISION).json overwrite=true
 
-.PHONY: quickstart test test-slow test-tf check setup chaos bench bench-tasks host-tools clean
+.PHONY: quickstart test test-slow test-tf check setup chaos bench bench-gpu bench-tasks host-tools clean
 
 setup: $(READY)
 
@@ -141,6 +141,8 @@ bench: $(READY)
 		held_out=0 max_length=128 output=corpora/bench-128 overwrite=true
 	$(BIN)/python benchmarks/pretraining.py --corpus corpora/bench \
 		--output benchmarks/results/pretraining.json
+	$(BIN)/python benchmarks/growth.py --text "$(BENCH_TEXT)" --vocabulary "$(BENCH_VOCABULARY)" \
+		--output benchmarks/results/growth.json
 	$(BIN)/python benchmarks/preparing.py --text "$(BENCH_TEXT)" \
 		--vocabulary "$(BENCH_VOCABULARY)" --output benchmarks/results/preparing.json
 	$(BIN)/python benchmarks/loader.py --corpus corpora/bench > benchmarks/results/loader.json
@@ -162,6 +164,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/edge.py --text "$(BENCH_TEXT)" --valid "$(BENCH_VALID)" \
 		$(if $(SMALL),--model "$(SMALL)",--vocabulary "$(BENCH_VOCABULARY)") \
 		--output benchmarks/results/edge.json
+
+# Pre-training on one GPU, kernels and peers side by side: about a quarter of an hour.
+bench-gpu:
+	$(PYTHON) benchmarks/gpu.py --peers --output benchmarks/results/gpu.json
 
 # Scores on tasks: TASKS has a folder a task (docs/tasks.md).
 bench-tasks: $(READY)

@@ -49,6 +49,10 @@ CASES: dict[str, list[str]] = {
     ],
     "large 512, 64 a micro-batch": [*LARGE[:1], "train.micro_batch_size=64", "train.batch_size=64"],
     "large 512, fp8": [*LARGE, "kernels.fp8=torchao"],
+    "large 512, documents apart": [*LARGE, "attend_across_documents=false"],
+    "large 512, documents apart, a mask": [
+        *LARGE, "attend_across_documents=false", "kernels.attention=plain",
+    ],
     "large 512, ZeRO 0": [*LARGE, "deepspeed=ds_configs/zero0_bf16.json"],
     "large 128, default": LARGE_128,
     "large 128, plain": LARGE_128 + PLAIN,

@@ -76,7 +76,7 @@ def measure(config: pretrain.PretrainRun, arguments: argparse.Namespace) -> dict
     facts = corpora.facts if corpora else DataFacts.assumed(config.architecture.positions)
     config = training_run.with_steps(config, facts.instances)
     model_config, numbers = pretrain.plan(config, facts, distributed.world_size())
-    synthetic = SyntheticData(facts, config.masking)
+    synthetic = SyntheticData(facts, config.masking, not config.attend_across_documents)
     with run_folder.joined(config.train.timeout_seconds):
         objective = pretrain.make_objective(config, model_config)
         engine = Engine(objective, config.optimizer, numbers.tree)

@@ -17,6 +17,8 @@ from lert_ds.training_data import DataFacts
 FIRST_ID = 200
 """Ids below are mostly special or unused in Chinese BERT's vocabulary."""
 UNKNOWN_TAG_SHARE = 0.1
+DOCUMENTS = 4
+"""Of an instance: paragraphs of 128 tokens in 512."""
 SAMPLES = 8
 """Micro-batches that are drawn; they take turns."""
 
@@ -31,6 +33,8 @@ class SyntheticData:
 
     facts: DataFacts
     masking: MaskingConfig
+    parts_documents: bool = False
+    """Whether an instance is of several documents, which do not see each other."""
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -82,7 +86,11 @@ class SyntheticData:
             known = draw(0, len(names), instances * masked)
             unknown = torch.rand(instances * masked, generator=generator) < UNKNOWN_TAG_SHARE
             tags[task] = known.masked_fill(unknown, IGNORE_INDEX)
-        return Batch(ids, None, positions.flatten(), labels, tags)
+        ends = None
+        if self.parts_documents:
+            size = max(1, length // DOCUMENTS)
+            ends = torch.arange(size, instances * length + 1, size, dtype=torch.int32)
+        return Batch(ids, None, positions.flatten(), labels, tags, ends)
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Return nothing."""

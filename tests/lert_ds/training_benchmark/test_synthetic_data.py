@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import torch
 
@@ -30,6 +31,13 @@ def test_a_batch_is_masked_as_packed_text_is() -> None:
         assert known.max() < len(tags)
     assert torch.equal(DATA.batch(5, 64, seed=3).input_ids, batch.input_ids)
     assert not torch.equal(DATA.batch(5, 64, seed=4).input_ids, batch.input_ids)
+
+
+def test_documents_fill_instances() -> None:
+    ends = replace(DATA, parts_documents=True).batch(3, 64, seed=0).document_ends
+    assert ends is not None
+    assert ends.tolist() == list(range(16, 193, 16))
+    assert DATA.batch(3, 64, seed=0).document_ends is None
 
 
 def test_batches_take_turns() -> None:
