@@ -2,6 +2,7 @@
 
     python benchmarks/loader.py                               synthetic text of 512 tokens
     python benchmarks/loader.py --corpus corpora/wiki         a corpus of yours
+    python benchmarks/loader.py --row-length 128              its instances cut to rows of 128
 
 The numbers of workers are measured in turn, `--repeats` times over; the median counts.
 """
@@ -22,6 +23,7 @@ import torch
 
 from lert_ds.data.loader import training_batches
 from lert_ds.data.masking import MaskingConfig, VocabularyFacts, instance_generator, mask
+from lert_ds.data.rows import RowLengths, cut
 from lert_ds.data.sampler import MicroBatches
 from lert_ds.data.shards import Corpus, Manifest, write_manifest, write_shard
 from lert_ds.labels import LTP_TAGS, TASKS
@@ -65,11 +67,12 @@ def write_synthetic(folder: Path, instances: int, length: int) -> Path:
 
 
 def instances_per_second(
-    corpus: Corpus, workers: int, micro_batch_size: int, instances: int
+    corpus: Corpus, workers: int, micro_batch_size: int, instances: int, row_length: int
 ) -> float:
     """Return the rate over `instances` instances, after the workers have started."""
     order = MicroBatches(len(corpus), 0, micro_batch_size, micro_batch_size)
-    batches = training_batches(corpus, MaskingConfig(), order, workers=workers)
+    lengths = RowLengths([(0, row_length)] if row_length else [])
+    batches = training_batches(corpus, MaskingConfig(), order, lengths=lengths, workers=workers)
     # What the workers had prepared before the clock started counts for nothing.
     for _ in range(8 * max(1, workers)):
         next(batches)
@@ -80,28 +83,47 @@ def instances_per_second(
     return count * micro_batch_size / (time.perf_counter() - started)
 
 
-def mask_microseconds(corpus: Corpus, instances: int) -> float:
-    """Return the processor time of masking one instance, its generator included."""
+def mask_microseconds(corpus: Corpus, instances: int, row_length: int) -> float:
+    """Return the processor time of cutting and masking one instance, its generator included."""
     facts, config = VocabularyFacts.of(corpus.manifest), MaskingConfig()
     rows = [corpus[index % len(corpus)] for index in range(instances)]
     started = time.process_time()
-    for index, row in enumerate(rows):
-        mask(row, instance_generator(0, 0, index), config, facts)
+    for index, instance in enumerate(rows):
+        generator = instance_generator(0, 0, index)
+        for row in cut(instance, row_length or corpus.length, facts):
+            mask(row, generator, config, facts)
     return (time.process_time() - started) / instances * 1e6
+
+
+def lost_share(corpus: Corpus, row_length: int) -> float:
+    """Return the share of the text that cutting instances to rows leaves out."""
+    facts = VocabularyFacts.of(corpus.manifest)
+    whole = kept = 0
+    for index in range(len(corpus)):
+        instance = corpus[index]
+        whole += int(np.count_nonzero(~facts.never_masked[instance.input_ids]))
+        for row in cut(instance, row_length, facts):
+            kept += int(np.count_nonzero(~facts.never_masked[row.input_ids]))
+    return 1 - kept / whole
 
 
 def measure(corpus: Corpus, arguments: argparse.Namespace) -> dict[str, Any]:
     rates: dict[int, list[float]] = {workers: [] for workers in arguments.workers}
     masking = []
     for _ in range(arguments.repeats):
-        masking.append(mask_microseconds(corpus, 500))
+        masking.append(mask_microseconds(corpus, 500, arguments.row_length))
         for workers, found in rates.items():
             found.append(
                 instances_per_second(
-                    corpus, workers, arguments.micro_batch_size, arguments.instances
+                    corpus, workers, arguments.micro_batch_size, arguments.instances,
+                    arguments.row_length,
                 )
-            )
+            )  # fmt: skip
+    cutting: dict[str, Any] = {}
+    if rows := arguments.row_length:
+        cutting = {"row_length": rows, "lost_share": round(lost_share(corpus, rows), 4)}
     return {
+        **cutting,
         "corpus": str(arguments.corpus or "synthetic"),
         "length": corpus.length,
         "micro_batch_size": arguments.micro_batch_size,
@@ -129,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--instances", type=int, default=8192, help="measured in each run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--length", type=int, default=512, help="of a synthetic instance")
+    parser.add_argument("--row-length", type=int, default=0, help="cut instances; 0: do not")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
