@@ -52,7 +52,9 @@ _compiled_bias_gelu = torch.compile(plain_bias_gelu, dynamic=True)
 
 
 def _native(tensor: Tensor) -> Any | None:
-    return cpu_ops.load() if tensor.device.type == "cpu" else None
+    """Return the processor's kernels, which compute in float32: not where more is asked."""
+    takes = tensor.device.type == "cpu" and tensor.dtype != torch.float64
+    return cpu_ops.load() if takes else None
 
 
 class FusedSelfAttention(BertSelfAttention):  # type: ignore[misc]

@@ -284,6 +284,13 @@ def test_a_mask_that_is_no_single_stretch_is_left_to_sdpa(name: str) -> None:
 
 
 @pytest.mark.usefixtures("native")
+def test_double_precision_is_left_to_sdpa() -> None:
+    query, key, value = torch.randn(3, 2, 4, 9, 8, dtype=torch.float64).unbind()
+    found = attend(Layer(), query, key, value, None)[0]
+    assert torch.equal(found, sdpa_attention_forward(Layer(), query, key, value, None)[0])
+
+
+@pytest.mark.usefixtures("native")
 def test_queries_and_keys_of_two_lengths_are_left_to_sdpa() -> None:
     query, (key, value) = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 4, 9, 8).unbind()
     found = attend(Layer(), query, key, value, None)[0]

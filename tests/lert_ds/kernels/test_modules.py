@@ -203,6 +203,15 @@ def test_without_kernels_for_the_processor_all_is_plain(
     assert_all_close(found, gradients_of(layer_of(plain), hidden, attention_mask=mask))
 
 
+def test_a_model_in_double_precision_keeps_it(lert: Callable[..., Any]) -> None:
+    plain = lert().double()
+    fused = swap(copy.deepcopy(plain), FUSED)
+    fused.set_attn_implementation(attention.NAME)
+    hidden = torch.randn(4, 24, 48, dtype=torch.float64)
+    found, expected = (layer_of(model)(hidden) for model in (fused, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_what_is_plain() -> None:
     class Other(nn.Linear):
         pass
