@@ -3,10 +3,10 @@
     python benchmarks/planning.py --corpus corpora/128 --output benchmarks/results/planning.json
 
 Here: LERT with 4 layers of 256 at the corpus' length, in each ZeRO stage, on one core and on two.
-The cores are measured before and after each training, and the plan made of each; its error is that
+The cores are measured before and after each training, and a plan is made of each; the error is that
 of the mean of both against the median step, after a warm-up. Published: those of
-`lert_ds/plan/published.py`; the two shares that all GPUs have in common (`Rates.sustained` and `Rates.elements`) are fitted here
-to the trainings on one GPU (`--published` leaves it at that).
+`lert_ds/plan/published.py`; the two shares that all GPUs have in common (`Rates.sustained` and
+`Rates.elements`) are fitted here to the trainings on one GPU (`--published` leaves it at that).
 """
 
 import argparse
@@ -30,18 +30,17 @@ from lert_ds.plan.calibrate import measured_cpu
 from lert_ds.plan.hardware import known
 from lert_ds.plan.memory import fit as memory_fit
 from lert_ds.plan.network import network_of
-from lert_ds.plan.step import Step, estimate
-from lert_ds.plan.workload import kernels_on, workload_of
+from lert_ds.plan.step import estimate
+from lert_ds.plan.workload import Workload, kernels_on, workload_of
 from lert_ds.train import deepspeed_config
 
 ROOT = Path(__file__).parents[1]
-WARM_UP_STEPS = 3
+WARM_UP_STEPS = 2
 TRAININGS = [
     # DeepSpeed's configuration, processes, micro-batches accumulated
     *((f"zero{stage}_fp32", processes, 1) for processes in (1, 2) for stage in (0, 1, 2, 3)),
     ("zero1_fp32", 2, 4),
     ("zero2_fp32", 2, 4),
-    ("zero2_bf16", 2, 1),
 ]
 MICRO_BATCH_SIZE = 8
 
@@ -76,54 +75,54 @@ def trained(keys: list[str], processes: int) -> list[dict[str, float]]:
     return [record for record in records if record["kind"] == "train"][WARM_UP_STEPS:]
 
 
-def planned(keys: list[str], processes: int) -> tuple[Step, float]:
-    """Return the step that the plan says, the cores measured now, and the bytes of a process."""
+def part_of(keys: list[str], processes: int) -> tuple[pretrain.PretrainRun, Workload]:
+    """Return a training, and one process's part of it."""
     path = ROOT / "lert_ds/configs/pretrain-small.toml"
     run = config.load(pretrain.PretrainRun, path, ["output=unused", *keys])
     plan = pretrain.work_out(run, processes)
     kernels = kernels_on(run, "cpu", deepspeed_config.stage(plan.numbers.tree))
-    work = workload_of(plan.run, plan.model, plan.numbers, processes, kernels)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    device = measured_cpu(plan.run, work, processes)
-    network = network_of(device, processes, processes, None)
-    return estimate(work, device, network), memory_fit(work, device).peak
+    return plan.run, workload_of(plan.run, plan.model, plan.numbers, processes, kernels)
 
 
 def here(corpus: Path, steps: int) -> list[dict[str, Any]]:
-    """Return prediction, measurement and error of each training on this machine."""
-    rows = []
+    """Return prediction, measurement and error of each training on this machine.
+
+    What was measured after one training is what was measured before the next.
+    """
+    rows, last, after = [], None, None
+    os.environ["OMP_NUM_THREADS"] = "1"
     for name, processes, accumulation in TRAININGS:
         keys = overrides(corpus, name, processes, accumulation, steps)
-        before, peak = planned(keys, processes)
+        run, work = part_of(keys, processes)
+        before = after
+        if before is None or last != (processes, work.precision):
+            before = measured_cpu(run, work, processes)
         reports = trained(keys, processes)
-        after, _ = planned(keys, processes)
-        tokens = MICRO_BATCH_SIZE * processes * accumulation * _length(corpus)
+        last, after = (processes, work.precision), measured_cpu(run, work, processes)
+        network = [network_of(device, processes, processes, None) for device in (before, after)]
+        plans = [estimate(work, *pair) for pair in zip((before, after), network, strict=True)]
+        tokens = work.batch_size * work.length
         seconds = [tokens / report["tokens_per_second"] for report in reports]
-        predicted, measured = (before.seconds + after.seconds) / 2, statistics.median(seconds)
+        predicted = statistics.fmean(plan.seconds for plan in plans)
+        measured = statistics.median(seconds)
         rows.append(
             {
                 "deepspeed": name,
                 "processes": processes,
                 "accumulation": accumulation,
                 "predicted_seconds": round(predicted, 4),
-                "predicted_before_and_after": [round(s.seconds, 4) for s in (before, after)],
-                "predicted_communication_seconds": round(
-                    (before.communication + after.communication) / 2, 4
-                ),
+                "predicted_before_and_after": [round(plan.seconds, 4) for plan in plans],
+                "of_it_communication": round(statistics.fmean(p.communication for p in plans), 4),
                 "measured_seconds": round(measured, 4),
                 "measured_range": [round(min(seconds), 4), round(max(seconds), 4)],
                 "error": round(predicted / measured - 1, 3),
-                "states_and_activations_gib": round(peak / 2**30, 3),
-                "process_gib": round(max(r["memory_gib"] for r in reports), 3),
+                "error_of_the_fastest_step": round(predicted / min(seconds) - 1, 3),
+                "predicted_gib": round(memory_fit(work, after).peak / 2**30, 3),
+                "measured_gib_with_all_libraries": round(max(r["memory_gib"] for r in reports), 3),
             }
         )
-        print(json.dumps(rows[-1]), file=sys.stderr)
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows
-
-
-def _length(corpus: Path) -> int:
-    manifest = json.loads((corpus / "manifest.json").read_text("utf-8"))
-    return int(manifest["length"])
 
 
 def log_error(point: published.Point, sustained: float, elements: float) -> float:
