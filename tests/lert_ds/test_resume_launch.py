@@ -234,3 +234,54 @@ def test_another_stage_precision_and_micro_batch_go_on(
         assert samples(Path(str(output) + ".stream")) == list(range(STEPS * BATCH))
     # 8 instances on two processes: 3 does not divide a share of 4, so it is 2.
     assert any("train.micro_batch_size: 4 → 3" in event for event in events(micro))
+
+
+GROWING = {"batch_warmup": [[0, 4], [3, BATCH]], "lengths": [[0, 8], [6, 32]]}
+GROWN = ["zero0_fp32", "zero1_fp32", "zero2_fp32", "zero3_fp32"]
+GROWN_SAMPLES = 3 * 4 + 6 * BATCH
+
+
+@pytest.fixture(scope="module")
+def grown(launch_runs: Any, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs whose batch and rows grow: undisturbed, and stopped where each of them does."""
+    folder = tmp_path_factory.mktemp("grown")
+    runs = []
+    for machine in GROWN:
+        stream = {"stream": str(folder / machine)}
+        stopped = {"stop_after": 2, **stream}  # one step late: after steps 3 and 6
+        parts = [("whole", {}), ("parts", stopped), ("parts", stopped), ("parts", stream)]
+        for kind, options in parts:
+            output = folder / kind / machine
+            tree = configuration("pretrain", machine, tiny_corpus, output, folder, folder)
+            tree |= {"train": {**RUN["train"], **GROWING}}  # type: ignore[dict-item]
+            runs.append(("pretrain", tree, options))
+    launch_runs(2, runs, folder)
+    return folder
+
+
+@pytest.mark.parametrize("machine", GROWN)
+def test_a_growing_run_that_is_stopped_where_it_grows_is_the_undisturbed_one(
+    grown: Path, machine: str
+) -> None:
+    whole, parts = grown / "whole" / machine, grown / "parts" / machine
+    assert [line for line in events(parts) if line.startswith("resumed")] == [
+        "resumed from step-3", "resumed from step-6",
+    ]  # fmt: skip
+    assert lines(parts) == lines(whole)
+    found = [lines(whole)["train", step]["samples"] for step in range(1, STEPS + 1)]
+    assert found == [4, 8, 12, 20, 28, 36, 44, 52, GROWN_SAMPLES]
+    after = weights(parts)
+    assert all(torch.equal(weight, after[key]) for key, weight in weights(whole).items())
+    assert samples(grown / machine) == list(range(GROWN_SAMPLES))
+
+
+def test_a_growing_run_goes_on_with_another_number_of_processes(
+    launch_runs: Any, grown: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    parts = [(processes, "zero2_fp32", GROWING) for processes in (2, 1, 2)]
+    elastic(launch_runs, tiny_corpus, tmp_path, parts, output, stop_after=2)
+    expected, found = lines(grown / "whole/zero2_fp32"), lines(output)
+    for key, values in expected.items():
+        assert found[key]["loss"] == pytest.approx(values["loss"], abs=1e-5), key
+    assert samples(Path(str(output) + ".stream")) == list(range(GROWN_SAMPLES))
