@@ -10,7 +10,9 @@ from torch import Tensor
 
 from distill.features import Feature, Taps, tap_feature
 from lert_ds.configuration_lert import LertConfig
-from lert_ds.kernels import cheap_dropout
+from lert_ds.kernels import modules
+from lert_ds.kernels.apply import choose, use_kernels
+from lert_ds.kernels.kernels_config import KernelsConfig
 from lert_ds.modeling_lert import LertForMaskedLM, LertForPreTraining
 
 LAYERS, WIDTH, HEADS = 3, 32, 4
@@ -19,6 +21,12 @@ MASKS = pytest.mark.parametrize("mask", [None, MASK, MASK.bool()], ids=["none", 
 PRUNED = {"layer_attention_heads": [4, 2, 3], "layer_intermediate_sizes": [64, 0, 17]}
 HIDDEN = range(LAYERS + 1)
 ATTENTION = range(LAYERS)
+_PLAIN: dict[str, Any] = dict.fromkeys(("qkv", "activation", "residual", "dropout"), "plain")
+KERNELS = {
+    "plain": KernelsConfig(attention="plain", **_PLAIN),
+    "lots": KernelsConfig(attention="lots", **(_PLAIN | {"dropout": "lots"})),
+    "fused": KernelsConfig(),
+}
 ALL = {
     "hidden": HIDDEN,
     "attention": ATTENTION,
@@ -228,15 +236,13 @@ def step(model: LertForPreTraining, taps: Taps) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("fast", [False, True], ids=["torch", "fast"])
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("feature", ALL)
 def test_gradients_are_the_same_with_gradient_checkpointing(
-    feature: str, dropout: float, fast: bool
+    feature: str, dropout: float, kernels: str
 ) -> None:
     model = make_model(dropout=dropout, **PRUNED).train()
-    if fast:
-        cheap_dropout.use_cheap_masks(model)
-        model.set_attn_implementation(cheap_dropout.NAME)
+    use_kernels(model, choose(KERNELS[kernels], torch.device("cpu")))
     taps = Taps(model, {feature: ALL[feature]}, relation_heads=2)
     plain = step(model, taps)
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -406,3 +412,23 @@ def test_losses_that_take_a_softmax_read_scores() -> None:
     assert tap_feature("attention", "attention_mse") == "attention"
     assert tap_feature("hidden", "hidden_mse") == "hidden"
     assert tap_feature("qkv", "minilm_relation") == "qkv"
+
+
+@pytest.mark.parametrize("asked", [{}, {"compile": "layers"}], ids=["fused", "compiled"])
+def test_taps_take_the_same_whatever_computes_a_layer(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fused projections and compiled layers would pass hooks by, did they not look for them."""
+    compiled = torch.compile(modules._forward_of_layer, backend="aot_eager", dynamic=False)
+    monkeypatch.setattr(modules.CompiledLayer, "_compiled", staticmethod(compiled))
+    found = []
+    for kernels in (KERNELS["plain"], KernelsConfig(**asked)):
+        model = make_model(**PRUNED)
+        use_kernels(model, choose(kernels, torch.device("cpu")))
+        # The first layer has no hook inside, and is the one that is compiled.
+        taps = Taps(model, {"hidden": HIDDEN, "attention": [1, 2], "qkv": [2]}, relation_heads=2)
+        model(make_ids(), attention_mask=MASK)
+        found.append(tensors_of(taps.take(MASK)))
+    assert found[0].keys() == found[1].keys()
+    for source, tensor in found[0].items():
+        torch.testing.assert_close(found[1][source], tensor, rtol=1e-4, atol=1e-5)

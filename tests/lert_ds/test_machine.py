@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +23,23 @@ def test_usable_cores_are_those_that_the_process_may_run_on() -> None:
         assert machine.usable_cores() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_a_processor_is_known_by_its_instructions(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = machine.processor_features()
+    assert found == machine.processor_features()
+    assert all(isinstance(part, str) for part in found)
+
+    def features_of(text: str) -> tuple[str, ...]:
+        path = tmp_path / "cpuinfo"
+        path.write_text(text, "utf-8")
+        monkeypatch.setattr(machine, "Path", lambda _: path)
+        return machine.processor_features()
+
+    one = features_of("model name\t: A\nflags\t\t: sse avx2\n")
+    assert "avx2 sse" in one
+    assert features_of("model name\t: A\nflags\t\t: avx2 sse\n") == one  # in whatever order
+    assert features_of("model name\t: A\nflags\t\t: sse avx2 amx_tile\n") != one
+    assert "asimd fp" in features_of("Features\t: fp asimd\n")
