@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+Source = tuple[str, int]
+"""A part (hidden, query, key, value) and its layer, counted as `Taps` does."""
+
 Feature = Tensor | tuple[Tensor, Tensor, Tensor]
 """What a layer gives: one tensor, or its queries, keys and values."""
 
@@ -38,6 +41,16 @@ def tap_feature(feature: str, loss: str) -> str:
     scores where they are told probabilities.
     """
     return _MADE_FOR.get(loss, feature) if feature == "attention" else feature
+
+
+def sources_of(wanted: Mapping[str, Collection[int]]) -> set[Source]:
+    """Return the outputs of modules that features, by their layers, are made from."""
+    return {
+        (part, layer)
+        for feature, layers in wanted.items()
+        for part in _PARTS[feature]
+        for layer in layers
+    }
 
 
 class Taps:
@@ -78,17 +91,12 @@ class Taps:
         self._wanted = {feature: sorted(set(layers)) for feature, layers in wanted.items()}
         self._relation_heads = relation_heads
         self._bert = model.get_submodule("bert")
-        self._sources = {
-            (part, layer)
-            for feature, layers in self._wanted.items()
-            for part in _PARTS[feature]
-            for layer in layers
-        }
+        self._sources = sources_of(self._wanted)
         for layer in self._wanted.get("qkv", ()):
             width = self._attention(layer).all_head_size
             assert relation_heads is not None
             assert width % relation_heads == 0, (layer, width, relation_heads)
-        self._taken: dict[tuple[str, int], Tensor] = {}
+        self._taken: dict[Source, Tensor] = {}
         self._running = False
         self._handles = [
             self._bert.register_forward_pre_hook(self._begin),
@@ -104,13 +112,37 @@ class Taps:
         Args:
             attention_mask: That of the forward: [batch, length], true or 1 at real tokens, or None.
         """
+        return self.features(self.sources(), attention_mask)
+
+    def sources(self) -> dict[Source, Tensor]:
+        """Return what the last forward left as the modules gave it, and forget it.
+
+        Returns:
+            Part (hidden, query, key, value) and layer to [batch, length, width].
+        """
         assert self._taken.keys() == self._sources, "one forward, then take, once"
         taken, self._taken = self._taken, {}
+        return taken
+
+    def features(
+        self, sources: Mapping[Source, Tensor], attention_mask: Tensor | None
+    ) -> dict[str, dict[int, Feature]]:
+        """Return the features, by name and layer, that `sources` make.
+
+        Args:
+            sources: Of a forward, as `sources` returned them.
+            attention_mask: That of the forward, as `take` wants it.
+        """
         real = None if attention_mask is None else attention_mask.bool()
         return {
-            feature: {layer: self._feature(feature, layer, taken, real) for layer in layers}
+            feature: {layer: self._feature(feature, layer, sources, real) for layer in layers}
             for feature, layers in self._wanted.items()
         }
+
+    @property
+    def layers(self) -> int:
+        """How many layers of the encoder have to run for the sources."""
+        return max((layer + (part != "hidden") for part, layer in self._sources), default=0)
 
     def clear(self) -> None:
         """Forget what the last forward left."""
@@ -141,7 +173,11 @@ class Taps:
             self._taken[source] = output
 
     def _feature(
-        self, feature: str, layer: int, taken: dict[tuple[str, int], Tensor], real: Tensor | None
+        self,
+        feature: str,
+        layer: int,
+        taken: Mapping[Source, Tensor],
+        real: Tensor | None,
     ) -> Feature:
         if feature == "hidden":
             return taken["hidden", layer]

@@ -107,7 +107,7 @@ def _exact(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _pieces(tensor: Tensor, elements: int) -> Iterator[slice]:
+def pieces(tensor: Tensor, elements: int) -> Iterator[slice]:
     """Yield slices over the rows of `tensor`, each of which makes a temporary of `elements`."""
     at_once = ELEMENTS_AT_ONCE["cpu" if tensor.device.type == "cpu" else "cuda"]
     step = max(1, at_once // max(1, elements))
@@ -164,7 +164,7 @@ class _SoftTargetLoss(torch.autograd.Function):
             # differences here, before the scale of the loss lifts them.
             kept = exact if student.dtype == torch.float16 else student.dtype
             differences = torch.empty_like(student, dtype=kept)
-        for piece in _pieces(student, classes):
+        for piece in pieces(student, classes):
             log_p = torch.log_softmax(student[piece].to(exact) / temperature[piece], dim=-1)
             log_q = torch.log_softmax(teacher[piece].to(exact) / temperature[piece], dim=-1)
             q = log_q.exp()
@@ -202,7 +202,7 @@ class _RelationDivergence(torch.autograd.Function):
         gradient = torch.empty_like(student, dtype=exact) if ctx.needs_input_grad[0] else None
         # Autocast would multiply in half precision.
         with torch.autocast(student.device.type, enabled=False):
-            for piece in _pieces(student, heads * length * length):
+            for piece in pieces(student, heads * length * length):
                 real = None if mask is None else mask[piece, None, :]
                 x = student[piece].to(exact)
                 log_p = _log_relation(x, real)

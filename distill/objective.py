@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from distill.adaptor import Adaptor, Logits
+from distill.answers import Answer, Taught, TopLogits, keep_top, top_loss
 from distill.distillation_config import DistillationConfig, MatchConfig
 from distill.features import Taps, tap_feature
+from distill.taught_batches import TaughtBatch, counts_of
 from distill.teacher import Teacher
+from distill.teacher_cache import TeacherCache
 from distill.textbrewer_losses import Float32Out, compute_only, weight_at
 from lert_ds.objective import AnyBatch, Metrics, StepOutput, metric
 from lert_ds.train.optim import ParameterOptions
@@ -73,6 +76,11 @@ class DistillationObjective(nn.Module):
             for number, teacher in enumerate(self._teachers)
         ]
         self._student_taps = Taps(student, _features(matches, "layer_S"), config.relation_heads)
+        self._cache: TeacherCache | None = None
+
+    def keep_answers(self, cache: TeacherCache) -> None:
+        """Write down in training what the teachers say."""
+        self._cache = cache
 
     def _matching(self, teacher: Teacher, matches: Sequence[MatchConfig]) -> "_Matching":
         distiller = compute_only(self._config, matches)
@@ -95,13 +103,14 @@ class DistillationObjective(nn.Module):
             if options
         }
 
-    def forward(self, batch: AnyBatch, *, step: int) -> StepOutput:
+    def forward(self, given: AnyBatch, *, step: int) -> StepOutput:
         """Return the loss and the metrics of one micro-batch at optimizer step `step`, from 0.
 
         A batch without a masked position adds exactly 0 to KD and to the loss on the labels; every
         head still takes part in the backward pass, which ZeRO has to find alike on every rank.
         """
         evaluating = not self.training
+        batch: Any = given.batch if isinstance(given, TaughtBatch) else given
         logits = self._adaptor.logits(self.student, batch)
         features = self._student_taps.take(batch.attention_mask)
         with torch.autocast(batch.input_ids.device.type, enabled=False):  # losses are in float32
@@ -109,8 +118,8 @@ class DistillationObjective(nn.Module):
             loss, metrics = hard.loss, dict(hard.metrics)
             if self._labels_only and not evaluating:
                 return StepOutput(loss, metrics)
-            answers = [self._ask(number, batch) for number in range(len(self._teachers))]
-            taught = [answer for answer, _ in answers]
+            answers = self._answers(given, step)
+            taught = [answer.logits for answer in answers]
             if evaluating:
                 metrics |= self._agreement(logits, taught, step)
             if self._labels_only:
@@ -119,7 +128,14 @@ class DistillationObjective(nn.Module):
             loss = self._at(step, "hard_label_weight") * loss
             distance, distances = self._distance(logits, taught, batch, step)
             loss = loss + self._at(step, "kd_loss_weight") * distance
-            gap, gaps = self._gap(features, [found for _, found in answers], batch)
+            gap, gaps = self._gap(
+                features,
+                [
+                    matching.taps.features(answer.sources, batch.attention_mask)
+                    for matching, answer in zip(self._matchings, answers, strict=True)
+                ],
+                batch,
+            )
             loss = loss + gap
             metrics |= distances | gaps
             metrics["loss"] = metric(loss, loss.new_ones(()))
@@ -129,17 +145,42 @@ class DistillationObjective(nn.Module):
         """Return what the adaptor makes of reduced metrics."""
         return self._adaptor.summary(values)
 
+    def _answers(self, batch: AnyBatch, step: int) -> Sequence[Answer]:
+        """Return what each teacher says of a batch, or has said."""
+        if not isinstance(batch, TaughtBatch):
+            return [self._ask(number, batch) for number in range(len(self._teachers))]
+        if batch.answers:
+            return batch.answers
+        assert self._cache is not None
+        top_k, temperature = self._cache.layout.top_k, self._config.temperature
+        heads = self._adaptor.head_weights(step)
+        answers = []
+        for number in range(len(self._teachers)):
+            logits, sources = self._ask(number, batch.batch)
+            kept = {
+                head: keep_top(found, top_k, temperature)
+                if isinstance(found, Tensor) and not self._cache.layout.is_whole(found.shape[-1])
+                else found
+                for head, found in logits.items()
+                if head in heads
+            }
+            answers.append(self._cache.rounded(Answer(kept, sources)))
+        masked, tokens = counts_of(batch.batch)
+        on_host = [answer.to(torch.device("cpu")) for answer in answers]
+        self._cache.put(batch.rows, ~self._cache.has(batch.rows), masked, tokens, on_host)
+        return answers
+
     @torch.no_grad()
-    def _ask(self, number: int, batch: AnyBatch) -> tuple[Logits, dict[str, Any]]:
-        """Return a teacher's logits and features."""
+    def _ask(self, number: int, batch: AnyBatch) -> Answer:
+        """Return a teacher's logits, and what its matches compare."""
         logits = self._adaptor.logits(self._teachers[number].model, batch)
-        return logits, self._matchings[number].taps.take(batch.attention_mask)
+        return Answer(dict(logits), self._matchings[number].taps.sources())
 
     def _at(self, step: int, name: str) -> float:
         return weight_at(self._config, name, step / self._total_steps)
 
     def _distance(
-        self, logits: Logits, taught: Sequence[Logits], batch: AnyBatch, step: int
+        self, logits: Logits, taught: Sequence[Mapping[str, Taught]], batch: AnyBatch, step: int
     ) -> tuple[Tensor | float, Metrics]:
         """Return KD over heads and teachers, weighed, and what it is by head."""
         labels = self._adaptor.labels(batch)
@@ -156,9 +197,17 @@ class DistillationObjective(nn.Module):
             metrics[f"kd/{head}"] = metric(of_head / weights * rows, rows)
         return total, metrics
 
-    def _kd_of(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    def _kd_of(self, student: Tensor, teacher: Taught, labels: Tensor) -> Tensor:
         if not len(student):
             return student.sum()  # 0, and part of the graph; a mean over no rows would be nan
+        if isinstance(teacher, TopLogits):
+            return top_loss(
+                student,
+                teacher,
+                self._config.temperature,
+                squared=self._config.temperature_squared,
+                less_entropy=self._config.kd_loss_type == "kl",
+            )
         if self._config.kd_loss_type == "mse" or self._config.temperature_scheduler != "none":
             # TextBrewer's own; the other losses are exact in pieces, whatever the logits' type.
             student, teacher = student.float(), teacher.float()
@@ -193,7 +242,7 @@ class DistillationObjective(nn.Module):
                 metrics[name] = metrics[name] + pair if name in metrics else pair
         return total, metrics
 
-    def _agreement(self, logits: Logits, taught: Sequence[Logits], step: int) -> Metrics:
+    def _agreement(self, logits: Logits, taught: Sequence[Mapping[str, Any]], step: int) -> Metrics:
         """Return how near the student comes to the mean of the teachers' distributions."""
         metrics: Metrics = {}
         all_weights = sum(teacher.weight for teacher in self._teachers)

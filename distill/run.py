@@ -10,88 +10,30 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import cast
 
 import torch
-from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
+from distill import caching
 from distill.distillation_config import DistillationConfig
 from distill.matches import check_weights, describe_matches, resolve
 from distill.objective import DistillationObjective
-from distill.student import StudentConfig, make_student
+from distill.run_config import DistillRun
+from distill.student import make_student
 from distill.subjects import OnCorpus, OnTask, Subject
-from distill.teacher import Teacher, TeacherPrecision, load_teacher, place_teacher
+from distill.taught_batches import RepeatingCorpora
+from distill.teacher import Teacher, load_teacher, place_teacher, precision_on
+from distill.teacher_cache import Layout, TeacherCache
 from lert_ds import arithmetic, cli, distributed, model_dir, run_folder, training, training_run
-from lert_ds.config import Names, Paths
+from lert_ds.config import dump
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError
-from lert_ds.finetune.settings import TaskConfig
-from lert_ds.pretraining_objective import LipConfig
 from lert_ds.train.engine import device
-from lert_ds.training_data import DataFacts
+from lert_ds.train.peers import Peers
+from lert_ds.training_data import DataFacts, TrainingData
 
 logger = logging.getLogger(__name__)
-
-
-class TaughtRun(training_run.CorpusRun):
-    """The keys that every training with a teacher has."""
-
-    corpus: Paths = ()
-    """Corpus folder, or a list of them, to train on."""
-    task: TaskConfig | None = None
-    """A task to train on, in the place of a corpus: the teacher is a model fine-tuned for it."""
-    teacher: Names = ()
-    """Model folders or hub names to learn from, one or a list of them."""
-    teacher_weights: Annotated[tuple[float, ...], Field(strict=False)] = ()
-    """Of several teachers: how much the KD to each counts; by default the same, 1 in all."""
-    teacher_precision: TeacherPrecision = "auto"
-    """auto: bf16 where the machine multiplies it itself, else fp32."""
-    teacher_partitioned: bool = False
-    """Keep a piece of each teacher a process (ZeRO-3), for one that no device holds whole."""
-    distillation: DistillationConfig = DistillationConfig()
-    """What is learnt from the teacher: TextBrewer's configuration, and what LERT adds to it."""
-    lip: LipConfig = LipConfig()
-    """Linguistic tasks, and how their weights grow."""
-
-    @model_validator(mode="after")
-    def _check_data(self) -> Self:
-        if bool(self.corpus) == (self.task is not None):
-            raise ValueError(
-                "corpus and task are both given; keep one of them"
-                if self.corpus
-                else "corpus is missing; name a corpus folder, or a task to distil on"
-            )
-        return self
-
-
-class DistillRun(TaughtRun):
-    """Configuration of `lert-ds distill`."""
-
-    teacher: Names
-    """Model folder or hub name to learn from, or a list of them."""
-    student: StudentConfig = StudentConfig()
-    """Its shape and its first weights."""
-    labels_only: bool = False
-    """Train the same student without its teacher, for comparison: same start, batches, dropout."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not self.teacher:
-            raise ValueError("teacher is empty; name a model folder")
-        given = len(self.teacher_weights)
-        if given and given != len(self.teacher):
-            raise ValueError(
-                f"teacher_weights has {given} numbers for {len(self.teacher)} teachers; "
-                "give each one"
-            )
-        if min(self.teacher_weights, default=1) < 0 or (given and not sum(self.teacher_weights)):
-            raise ValueError("teacher_weights: no weight may be below 0, nor all of them 0")
-        return self
-
-    def weights_of_teachers(self) -> tuple[float, ...]:
-        """Return the weight of each teacher's KD."""
-        return self.teacher_weights or (1 / len(self.teacher),) * len(self.teacher)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +46,8 @@ class _Plan:
     teachers: Sequence[LertConfig]
     student: LertConfig
     numbers: training_run.Arithmetic
+    cache: Layout | None
+    """What is kept of a masked instance; None without a cache."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -161,21 +105,64 @@ def distill(config: DistillRun) -> None:
             config.train.steps,
             labels_only=config.labels_only,
         )
-        trained = training.fit(
-            config,
-            objective,
-            data,
-            plan.numbers,
-            peers,
-            best_by=subject.best_by,
-            options=objective.parameter_options(config.train.learning_rate),
-            lines=subject.teacher_lines(teachers, plan.numbers.micro_batch_size),
-        )
+        cache = _open_cache(plan, peers)
+        if cache is not None:
+            objective.keep_answers(cache)
+        try:
+            trained = training.fit(
+                config,
+                objective,
+                _repeating(plan, cache),
+                plan.numbers,
+                peers,
+                best_by=subject.best_by,
+                options=objective.parameter_options(config.train.learning_rate),
+                lines=subject.teacher_lines(teachers, plan.numbers.micro_batch_size),
+            )
+        finally:
+            if cache is not None:
+                cache.write()
         if trained is not None and distributed.is_main():
             training.write_model(
                 config, data, student.config, trained, prefix="student", cls=type(student)
             )
         distributed.barrier()
+
+
+def _open_cache(plan: _Plan, peers: Peers) -> TeacherCache | None:
+    """Return the cache of a run's teachers, or None where it has none."""
+    config = plan.run
+    if plan.cache is None or config.labels_only:
+        return None
+    corpora = cast(OnCorpus, plan.subject).data
+    settings = {
+        "precision": precision_on(device(), config.teacher_precision),
+        "temperature": config.distillation.temperature if config.teacher_cache_top_k else None,
+        "corpus": corpora.fingerprint,
+        "masking": dump(config.masking),
+        "masks": config.teacher_cache_masks,
+        "documents_apart": corpora.batching.part_documents,
+        "seed": config.seed,
+    }
+    return caching.open_cache(
+        cast(Path, config.teacher_cache),
+        plan.cache,
+        config.teacher,
+        settings,
+        len(corpora.train),
+        len(corpora.train)
+        * config.teacher_cache_masks
+        * caching.instance_bytes(plan.cache, plan.subject.facts, plan.numbers.masked_share),
+        peers,
+    )
+
+
+def _repeating(plan: _Plan, cache: TeacherCache | None) -> TrainingData:
+    """Return a run's data, with masks that come round again where the configuration says so."""
+    if plan.cache is None:
+        return plan.subject.data
+    corpora = cast(OnCorpus, plan.subject).data
+    return RepeatingCorpora(**vars(corpora), masks=plan.run.teacher_cache_masks, cache=cache)
 
 
 def open_subject(config: DistillRun, *, ahead: bool = False) -> Subject:
@@ -208,10 +195,15 @@ def open_subject(config: DistillRun, *, ahead: bool = False) -> Subject:
 
 def _place(config: DistillRun, model: PreTrainedModel) -> PreTrainedModel:
     placed = place_teacher(
-        model, device(), config.teacher_precision, partitioned=config.teacher_partitioned
+        model,
+        device(),
+        config.teacher_precision,
+        partitioned=config.teacher_partitioned,
+        compiled=config.teacher_compile,
     )
     pieces = ", a piece a process" if config.teacher_partitioned else ""
-    logger.info("teacher: computes in %s%s", str(placed.dtype).removeprefix("torch."), pieces)
+    precision = precision_on(device(), config.teacher_precision)
+    logger.info("teacher: computes in %s%s", precision, pieces)
     return placed
 
 
@@ -257,10 +249,18 @@ def _plan(config: DistillRun, processes: int, *, ahead: bool = False) -> _Plan:
         arithmetic.flops_per_token(training_run.shape_of(one), facts.length, masked_share) / 3
         for one in teachers
     )  # a forward is a third of a training step
+    cache = None
+    if config.teacher_cache is not None:
+        heads = {"mlm": facts.vocabulary_size} | {
+            task: len(facts.tag_sets[task]) for task in cast(OnCorpus, subject).task_weights
+        }
+        cache = caching.layout_of(distillation, teachers, heads, config.teacher_cache_top_k)
+        epochs = config.train.steps * config.train.batch_size / (facts.instances or 1)
+        forward *= min(1.0, config.teacher_cache_masks / epochs)  # those after them read
     if not config.labels_only:
         flops = numbers.flops_per_token + forward
         numbers = dataclasses.replace(numbers, flops_per_token=flops)
-    return _Plan(config, subject, teachers, student, numbers)
+    return _Plan(config, subject, teachers, student, numbers, cache)
 
 
 def _check_given_student(config: DistillRun) -> None:
@@ -287,6 +287,11 @@ def _explain(plan: _Plan, processes: int) -> str:
             f"{shape.num_hidden_layers} layers of {shape.hidden_size}, weight {weight:.3g}; "
             f"besides the memory above {parameters * 2 / 2**30:.2f} GiB in bf16, twice that in fp32"
         )
+    if plan.cache is not None:
+        told = caching.describe(
+            plan.cache, config.teacher_cache_masks, plan.subject.facts, plan.numbers.masked_share
+        )
+        rows.append(f"{'teacher cache':<17} {config.teacher_cache}: {told}")
     if config.labels_only:
         rows.append(f"{'learns':<17} from the labels alone (labels_only)")
     else:

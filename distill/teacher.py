@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
+from distill.int8_teacher import to_int8
 from lert_ds import model_dir
 from lert_ds.configuration_lert import LertConfig
-from lert_ds.errors import ModelError
+from lert_ds.errors import ConfigError, ModelError
 from lert_ds.evaluation import evaluate
 from lert_ds.labels import TagSets
 from lert_ds.machine import multiplies_bf16
@@ -24,7 +25,7 @@ from lert_ds.vocabulary_view import places
 
 logger = logging.getLogger(__name__)
 
-TeacherPrecision = Literal["auto", "fp32", "bf16"]
+TeacherPrecision = Literal["auto", "fp32", "bf16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -124,16 +125,45 @@ def load_teacher(
     return model
 
 
+def precision_on(device: torch.device, precision: TeacherPrecision) -> str:
+    """Return the precision that a teacher has on a device: fp32, bf16 or int8."""
+    if precision != "auto":
+        return precision
+    return "bf16" if multiplies_bf16(device) else "fp32"
+
+
 def place_teacher(
     model: PreTrainedModel,
     device: torch.device,
     precision: TeacherPrecision,
     *,
     partitioned: bool,
+    compiled: bool = False,
 ) -> PreTrainedModel:
-    """Move a teacher to where it works: cast, on the device, in pieces a process where asked."""
-    bf16 = precision == "bf16" or (precision == "auto" and multiplies_bf16(device))
-    model = model.to(device, torch.bfloat16 if bf16 else torch.float32)
+    """Move a teacher to where it works: cast, on the device, in pieces a process where asked.
+
+    Args:
+        model: Frozen, on the host.
+        device: Where it works.
+        precision: In which.
+        partitioned: Keep a piece of it a process.
+        compiled: Compile each layer of its encoder when it is first asked.
+
+    Raises:
+        ConfigError: int8 where there is no kernel for it.
+    """
+    found = precision_on(device, precision)
+    if found == "int8" and device.type != "cpu":
+        raise ConfigError(
+            f"teacher_precision = int8: its kernels are for a CPU, and this trains on "
+            f"{device.type}; say bf16"
+        )
+    model = model.to(device, torch.bfloat16 if found == "bf16" else torch.float32)
+    if found == "int8":
+        to_int8(model)
+    if compiled:
+        for layer in model.get_submodule("bert.encoder").layer:
+            layer.compile(dynamic=True)
     if not partitioned:
         return model
     partitioned_model = partition_frozen(model)

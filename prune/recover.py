@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill import run as distill_run
+from distill.run_config import DistillRun, TaughtRun
 from lert_ds import cli, model_dir, pretrain, training_run
 from lert_ds.config import Names, dump, parse
 from lert_ds.errors import ConfigError
@@ -25,7 +26,7 @@ _OF_ANY_TRAINING = training_run.CorpusRun.model_fields
 logger = logging.getLogger(__name__)
 
 
-class RecoverRun(distill_run.TaughtRun):
+class RecoverRun(TaughtRun):
     """Configuration of `lert-ds recover`."""
 
     model: str
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         distill_run.start(as_distillation(config), arguments)
 
 
-def as_distillation(config: RecoverRun) -> distill_run.DistillRun:
+def as_distillation(config: RecoverRun) -> DistillRun:
     """Return the distillation that a recovery is: its student is the pruned model.
 
     Raises:
@@ -61,7 +62,7 @@ def as_distillation(config: RecoverRun) -> distill_run.DistillRun:
         tree.pop(key)
     tree["teacher"] = list(config.teacher) or [_pruned_from(config.model)]
     tree["student"] = {"model": config.model}
-    return parse(distill_run.DistillRun, tree, "recover")
+    return parse(DistillRun, tree, "recover")
 
 
 def as_pretraining(config: RecoverRun) -> pretrain.PretrainRun:

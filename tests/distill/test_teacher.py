@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from distill import teacher
+from distill.features import Taps
+from distill.int8_teacher import Int8Linear
 from lert_ds import model_dir
 from lert_ds.configuration_lert import LertConfig
-from lert_ds.errors import ModelError
+from lert_ds.errors import ConfigError, ModelError
 from lert_ds.labels import LTP_TAGS
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.objective import Batch
@@ -55,6 +57,32 @@ def test_auto_is_bf16_where_the_machine_has_it(
         model = teacher.load_teacher(source, tiny_corpus)
         placed = teacher.place_teacher(model, CPU, "auto", partitioned=False)
         assert next(placed.parameters()).dtype == dtype
+
+
+def test_int8_is_for_a_processor(tiny_corpus: Path, tmp_path: Path) -> None:
+    source = save_teacher(tmp_path / "model", tiny_corpus)
+    model = teacher.load_teacher(source, tiny_corpus)
+    with pytest.raises(ConfigError, match="this trains on cuda; say bf16"):
+        teacher.place_teacher(model, torch.device("cuda"), "int8", partitioned=False)
+    placed = teacher.place_teacher(model, CPU, "int8", partitioned=False)
+    query = placed.get_submodule("bert.encoder.layer.0.attention.self.query")
+    assert isinstance(query, Int8Linear)
+
+
+@torch.no_grad()
+def test_a_compiled_teacher_says_the_same(tiny_corpus: Path, tmp_path: Path) -> None:
+    source = save_teacher(tmp_path / "model", tiny_corpus, num_hidden_layers=1)
+    found = []
+    for compiled in (False, True):
+        model = teacher.load_teacher(source, tiny_corpus)
+        placed = teacher.place_teacher(model, CPU, "fp32", partitioned=False, compiled=compiled)
+        taps = Taps(placed, {"hidden": [0, 1], "qkv": [0]}, relation_heads=2)
+        for length in (32, 24):
+            ids = torch.arange(5, 5 + length).repeat(2, 1)
+            logits = placed(ids).logits
+            found.append([logits, *taps.take(None)["hidden"].values()])
+    for one, other in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_a_teacher_with_too_few_positions_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
