@@ -12,6 +12,7 @@ from lert_ds.kernels import cpu_ops
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`load` as a process that has built nothing calls it first."""
+    monkeypatch.setattr(cpu_ops.op_builds, "wait_for_builds", lambda: None)  # others' builds
     load = functools.cache(cpu_ops.load.__wrapped__)
     monkeypatch.setattr(cpu_ops, "load", load)
     return load
