@@ -69,6 +69,18 @@ class TaughtRun(training_run.CorpusRun):
         return self
 
     @model_validator(mode="after")
+    def _check_documents(self) -> Self:
+        of_pairs = {"attention", "qkv"}
+        matched = {match.feature for match in self.distillation.intermediate_matches}
+        if not self.attend_across_documents and (matched := matched & of_pairs):
+            raise ValueError(
+                f"attend_across_documents = false and a match of feature = {min(matched)}: it "
+                "compares pairs of tokens of all documents of an instance; match hidden states, "
+                "or leave one of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_cache(self) -> Self:
         if self.teacher_cache is not None:
             refuse_cache(

@@ -28,6 +28,17 @@ def test_teachers_count_alike_unless_told_otherwise() -> None:
         ({"teacher_precision": "int8", "teacher_compile": True}, "leave out teacher_compile"),
         ({"teacher_precision": "int8", "teacher_partitioned": True}, "whole on each process"),
         (
+            {
+                "attend_across_documents": False,
+                "distillation": {
+                    "intermediate_matches": [
+                        {"feature": "attention", "loss": "attention_mse", "layers": [[1, 1]]}
+                    ]
+                },
+            },
+            "attend_across_documents = false and a match of feature = attention",
+        ),
+        (
             {"corpus": [], "task": {"name": "ocnli"}, "teacher_cache": "cache"},
             "teacher_cache and task are both given: a task's examples are few",
         ),
