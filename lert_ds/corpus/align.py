@@ -145,6 +145,9 @@ class Aligner:
     def _word_classes(self, sentences: Sequence[AnnotatedSentence], task: str, words: int) -> Array:
         """Return the class of every word, uint8 [words + 1]; the last stands for no word."""
         known = self._classes[task]
+        if all(getattr(sentence, task) is None for sentence in sentences):
+            self.counts[f"{task}: sentence without tags (words)"] += words
+            return np.full(words + 1, IGNORE_INDEX, dtype=np.uint8)
         classes: list[int] = []
         for sentence in sentences:
             tags: Sequence[str | None] | None = getattr(sentence, task)

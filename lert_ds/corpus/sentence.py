@@ -37,19 +37,15 @@ class AnnotatedSentence:
         try:
             record = orjson.loads(line)
             words = record["words"]
-            sentence = cls(
-                text=record.get("text") or "".join(words),
-                words=words,
-                doc=int(record.get("doc", 0)),
-                **{task: record.get(task) for task in TASKS},
-            )
+            tags = record.get("pos"), record.get("ner"), record.get("dep")
+            text = record.get("text") or "".join(words)
+            sentence = cls(text, words, *tags, int(record.get("doc", 0)))
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorpusError(
                 f"{where}: not an annotated sentence ({error!r}); each line needs "
                 '{"words": [...], "pos": [...], "ner": [...], "dep": [...], "doc": 0}'
             ) from error
-        for task in TASKS:
-            tags = getattr(sentence, task)
-            if tags is not None and len(tags) != len(words):
-                raise CorpusError(f"{where}: {len(words)} words but {len(tags)} {task} tags")
+        for task, found in zip(TASKS, tags, strict=True):
+            if found is not None and len(found) != len(words):
+                raise CorpusError(f"{where}: {len(words)} words but {len(found)} {task} tags")
         return sentence

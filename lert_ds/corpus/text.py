@@ -49,6 +49,7 @@ _BLANK = (
     r"\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f"
 )
 _BLANK_RUN = re.compile(f"[{_BLANK}]*+")
+_BLANK_LINE = re.compile(f"(?:^|\n)[{_BLANK}]*(?:\n|$)")
 
 
 def split_sentences(text: str, limit_characters: int) -> list[str]:
@@ -76,6 +77,12 @@ def is_blank(text: str) -> bool:
     """Return whether `text` is white space, control and format characters only, or empty."""
     match = _BLANK_RUN.match(text)
     return match is not None and match.end() == len(text)
+
+
+def has_blank(words: Sequence[str]) -> bool:
+    """Return whether any of the words is blank, as `is_blank` says."""
+    # A word that is blank is so as a line; one with a line end in it only may seem to be.
+    return _BLANK_LINE.search("\n".join(words)) is not None and any(map(is_blank, words))
 
 
 def trim_blank(text: str, start: int, end: int) -> tuple[int, int]:

@@ -4,9 +4,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import loguru._better_exceptions
 import pytest
 
 from lert_ds.config import parse
+from lert_ds.corpus import build
 from lert_ds.corpus.build import filter_names, make_filter, run_stages, stages
 from lert_ds.corpus.settings import ExecutorConfig
 from lert_ds.corpus.work import Work
@@ -125,3 +127,12 @@ def test_slurm_and_ray_that_are_not_there(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="package ray is not installed"):
         run_stages(work, parse(ExecutorConfig, {"kind": "ray"}, "test"))
+
+
+def test_loguru_looks_for_libraries_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    formatter = loguru._better_exceptions.ExceptionFormatter
+    wanted = formatter()._lib_dirs
+    build._look_up_libraries_once()
+    formatter()
+    monkeypatch.setattr("sysconfig.get_path", lambda *_: pytest.fail("it looked again"))
+    assert formatter()._lib_dirs == wanted

@@ -7,6 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lert_ds.corpus.text import (
+    has_blank,
     is_blank,
     locate_words,
     plain_words,
@@ -162,3 +163,8 @@ def test_plain_words_are_characters_and_runs_of_letters() -> None:
 @given(st.text(ALPHABET, max_size=80))
 def test_plain_words_leave_only_blanks_out(text: str) -> None:
     assert locate_words(text, plain_words(text)) is not None
+
+
+@given(st.lists(st.text(st.sampled_from("a中\n \u200b\u3000\x1f"), max_size=3)))
+def test_a_blank_word_is_found_among_others(words: list[str]) -> None:
+    assert has_blank(words) == any(map(is_blank, words))
