@@ -5,13 +5,16 @@ kernel in every layer: probabilities are computed again, for the chosen layers a
 queries and keys (`output_attentions` needs eager attention, and keeps every layer's).
 """
 
+import contextlib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 Source = tuple[str, int]
 """A part (hidden, query, key, value) and its layer, counted as `Taps` does."""
@@ -197,6 +200,23 @@ class Taps:
         return torch.logsumexp(logs, dim=1) - math.log(scores.shape[1])
 
 
+@contextlib.contextmanager
+def first_layers(model: nn.Module, count: int) -> Iterator[nn.Module]:
+    """Give the encoder of `model`, a `LertModel`, with its first `count` layers for a while.
+
+    A model in pieces (ZeRO-3) keeps all: their order is what its pieces are fetched by.
+    """
+    bert = model.get_submodule("bert")
+    encoder = bert.get_submodule("encoder")
+    layers: Any = encoder.layer
+    if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        encoder.layer = layers[:count]
+    try:
+        yield bert
+    finally:
+        encoder.layer = layers
+
+
 def _heads(features: Tensor, size: int) -> Tensor:
     """Return [batch, heads, length, size] of [batch, length, heads * size]."""
     return features.view(*features.shape[:2], -1, size).transpose(1, 2)
@@ -217,3 +237,16 @@ def _scores(query: Tensor, key: Tensor, head_size: int, real: Tensor | None) -> 
     if real is None:
         return scores
     return scores.masked_fill(~real[:, None, None, :], _PADDED_SCORE)
+
+
+def in_float32(values: T) -> T:
+    """Return tensors, at any depth of dicts and tuples, in float32."""
+    found: Any = values
+    if isinstance(values, Tensor):
+        found = values.float()
+    elif isinstance(values, dict):
+        found = {key: in_float32(value) for key, value in values.items()}
+    elif isinstance(values, tuple):
+        found = tuple(in_float32(value) for value in values)
+    result: T = found
+    return result

@@ -12,7 +12,7 @@ of 21,128 words at every position are most of the memory that TextBrewer's own l
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,13 @@ from transformers import PreTrainedModel
 from distill.adaptor import Adaptor, Logits
 from distill.answers import Answer, Taught, TopLogits, keep_top, top_loss
 from distill.distillation_config import DistillationConfig, MatchConfig
-from distill.features import Taps, tap_feature
+from distill.features import Taps, first_layers, in_float32, tap_feature
 from distill.taught_batches import TaughtBatch, counts_of
 from distill.teacher import Teacher
 from distill.teacher_cache import TeacherCache
 from distill.textbrewer_losses import Float32Out, compute_only, weight_at
-from lert_ds.objective import AnyBatch, Metrics, StepOutput, metric
+from lert_ds.kernels.documents import attention_arguments
+from lert_ds.objective import AnyBatch, Batch, Metrics, StepOutput, metric
 from lert_ds.train.optim import ParameterOptions
 
 
@@ -126,8 +127,10 @@ class DistillationObjective(nn.Module):
                 return StepOutput(loss, metrics, hard.answers)
             metrics["hard/loss"] = metrics["loss"]
             loss = self._at(step, "hard_label_weight") * loss
-            distance, distances = self._distance(logits, taught, batch, step)
-            loss = loss + self._at(step, "kd_loss_weight") * distance
+            distances: Metrics = {}
+            if evaluating or self._config.kd_loss_weight:
+                distance, distances = self._distance(logits, taught, batch, step)
+                loss = loss + self._at(step, "kd_loss_weight") * distance
             gap, gaps = self._gap(
                 features,
                 [
@@ -173,8 +176,15 @@ class DistillationObjective(nn.Module):
     @torch.no_grad()
     def _ask(self, number: int, batch: AnyBatch) -> Answer:
         """Return a teacher's logits, and what its matches compare."""
-        logits = self._adaptor.logits(self._teachers[number].model, batch)
-        return Answer(dict(logits), self._matchings[number].taps.sources())
+        model, taps = self._teachers[number].model, self._matchings[number].taps
+        if self.training and not self._config.kd_loss_weight:  # then only features are learnt
+            attention: dict[str, Any] = {"attention_mask": batch.attention_mask}
+            if isinstance(batch, Batch):
+                attention = attention_arguments(model, batch)
+            with first_layers(model, taps.layers) as encoder:
+                encoder(batch.input_ids, token_type_ids=batch.token_type_ids, **attention)
+            return Answer({}, taps.sources())
+        return Answer(dict(self._adaptor.logits(model, batch)), taps.sources())
 
     def _at(self, step: int, name: str) -> float:
         return weight_at(self._config, name, step / self._total_steps)
@@ -233,7 +243,7 @@ class DistillationObjective(nn.Module):
             if not matching.kinds:
                 continue
             found, parts = matching.distiller.compute_loss(
-                {**_in_float32(features), "inputs_mask": mask}, _in_float32(its_features)
+                {**in_float32(features), "inputs_mask": mask}, in_float32(its_features)
             )
             total = total + found
             for kind, part in zip(matching.kinds, parts.values(), strict=True):
@@ -275,19 +285,3 @@ def _features(matches: Sequence[MatchConfig], side: str) -> dict[str, set[int]]:
         layers = layers if isinstance(layers, tuple) else (layers,)
         wanted.setdefault(tap_feature(match.feature, match.loss), set()).update(layers)
     return wanted
-
-
-T = TypeVar("T")
-
-
-def _in_float32(values: T) -> T:
-    """Return tensors, at any depth of dicts and tuples, in float32."""
-    found: Any = values
-    if isinstance(values, Tensor):
-        found = values.float()
-    elif isinstance(values, dict):
-        found = {key: _in_float32(value) for key, value in values.items()}
-    elif isinstance(values, tuple):
-        found = tuple(_in_float32(value) for value in values)
-    result: T = found
-    return result

@@ -254,6 +254,7 @@ def _plan(config: DistillRun, processes: int, *, ahead: bool = False) -> _Plan:
         heads = {"mlm": facts.vocabulary_size} | {
             task: len(facts.tag_sets[task]) for task in cast(OnCorpus, subject).task_weights
         }
+        heads = heads if distillation.kd_loss_weight else {}  # else no logits are learnt
         cache = caching.layout_of(distillation, teachers, heads, config.teacher_cache_top_k)
         epochs = config.train.steps * config.train.batch_size / (facts.instances or 1)
         forward *= min(1.0, config.teacher_cache_masks / epochs)  # those after them read

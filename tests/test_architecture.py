@@ -27,7 +27,7 @@ FOR_COMPRESSION = LEAVES | {
     f"lert_ds.{name}"
     for name in (
         "architecture", "cli", "configuration_lert", "corpora", "data", "edge", "evaluation",
-        "finetune", "model_dir",
+        "finetune", "kernels", "model_dir",
         "model_source", "model_surgery", "modeling_lert", "tokenizer_files",
         "pretraining_objective", "run_folder", "run_lock", "train", "training",
         "training_data", "training_run",

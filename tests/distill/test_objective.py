@@ -421,3 +421,27 @@ def test_a_student_that_is_its_teacher_agrees() -> None:
     metrics = objective(make_batch(), step=50).metrics
     assert metrics["mlm/agreement"].tolist() == [6, 6]
     assert float(metrics["match/hidden_mse"][0]) == 0
+
+
+def test_without_kd_a_teacher_computes_what_its_matches_compare_and_no_more() -> None:
+    match = {"feature": "hidden", "loss": "hidden_mse", "layer_T": 1, "layer_S": 1,
+             "proj": "linear"}  # fmt: skip
+    keys = {"kd_loss_weight": 0.0, "hard_label_weight": 1.0, "intermediate_matches": [match]}
+    asked = make_objective(keys)
+    ran: list[str] = []
+    handles = []
+    for name in ("bert.encoder.layer.0", "bert.encoder.layer.1", "cls.predictions.decoder"):
+        module = TEACHER.get_submodule(name)
+        handles.append(module.register_forward_hook(lambda *_, name=name: ran.append(name)))
+    batch = make_batch()
+    loss = asked(batch, step=3)
+    assert ran == ["bert.encoder.layer.0"]
+    # The same with KD of hardly any weight, which asks for everything.
+    whole = make_objective({**keys, "kd_loss_weight": 1e-12})
+    assert float(loss.loss) == pytest.approx(float(whole(batch, step=3).loss), rel=1e-6)
+    assert "cls.predictions.decoder" in ran
+    assert not any(name.startswith("kd/") for name in loss.metrics)
+    assert len(TEACHER.bert.encoder.layer) == 3
+    assert "kd/mlm" in asked.eval()(batch, step=3).metrics
+    for handle in handles:
+        handle.remove()
