@@ -38,6 +38,7 @@ def load() -> Any | None:
     native = "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
     parts = [SOURCE.read_text("utf-8"), *FLAGS, torch.__version__, *processor_features()]
     name = f"lert_ds_cpu_{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:12]}"
+    op_builds.use_own_programs()
     op_builds.wait_for_builds()
     try:
         cpp_extension.load(

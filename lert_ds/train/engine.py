@@ -4,10 +4,8 @@ import datetime
 import logging
 import os
 import socket
-import sys
 import types
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,7 +52,7 @@ def join_processes(timeout_seconds: float = 1800.0) -> bool:
     if torch.distributed.is_initialized():
         return False
     _check_device()
-    _use_own_programs()
+    op_builds.use_own_programs()
     op_builds.wait_for_builds()
     if "RANK" not in os.environ:
         with socket.socket() as probe:
@@ -69,16 +67,6 @@ def join_processes(timeout_seconds: float = 1800.0) -> bool:
     distributed.barrier()  # all have mapped the others' memory
     op_builds.free_shared_memory(distributed.rank())
     return True
-
-
-def _use_own_programs() -> None:
-    """Build DeepSpeed's ops with the ninja of this environment, whatever PATH the launcher gave.
-
-    Another version hashes commands otherwise: each start would build every op anew, a minute each.
-    """
-    programs, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
-    if path.split(os.pathsep)[0] != programs:
-        os.environ["PATH"] = os.pathsep.join([programs, path])
 
 
 def _check_device() -> None:

@@ -8,6 +8,7 @@ removes, not even an orderly end: after some hundred starts the memory of the ho
 import contextlib
 import logging
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -20,6 +21,16 @@ STALE_LOCK_SECONDS = 300
 """A build takes a minute or two; so old a lock, which no process here holds, is of a dead one."""
 
 SHARED_MEMORY = Path("/dev/shm")
+
+
+def use_own_programs() -> None:
+    """Build ops with the ninja of this environment, whatever PATH the launcher gave.
+
+    Another version hashes commands otherwise: each start would build every op anew, a minute each.
+    """
+    programs, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
+    if path.split(os.pathsep)[0] != programs:
+        os.environ["PATH"] = os.pathsep.join([programs, path])
 
 
 def folder() -> Path:

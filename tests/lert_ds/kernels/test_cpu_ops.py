@@ -1,5 +1,7 @@
 import functools
 import logging
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +123,13 @@ def test_the_source_travels_with_the_package() -> None:
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8"))
     patterns = project["tool"]["setuptools"]["package-data"]["*"]
     assert any(cpu_ops.SOURCE.match(pattern) for pattern in patterns)
+
+
+def test_every_start_builds_with_the_same_ninja(
+    fresh: Any, built: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Another one would find its commands changed, and build for a minute again.
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.setattr(cpu_ops.torch, "ops", type("Ops", (), {"__getattr__": lambda *_: 1})())
+    fresh()
+    assert os.environ["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)

@@ -1,5 +1,6 @@
 import logging
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -74,3 +75,13 @@ def test_the_name_of_shared_memory_is_freed_and_no_other(
     op_builds.free_shared_memory(1)
     op_builds.free_shared_memory(1)  # what is not there is no mistake
     assert {path.name for path in tmp_path.iterdir()} == {f"{prefix}_0", f"{prefix}_2"}
+
+
+def test_ops_are_built_with_the_programs_of_this_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = str(Path(sys.executable).parent)
+    monkeypatch.setenv("PATH", os.pathsep.join(["/usr/bin", own]))
+    op_builds.use_own_programs()
+    op_builds.use_own_programs()
+    assert os.environ["PATH"] == os.pathsep.join([own, "/usr/bin", own])
