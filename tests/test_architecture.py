@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lert_ds.train": LEAVES - {"lert_ds.labels"},  # it trains any Objective and knows no LERT
     "lert_ds.configuration_lert": set(),  # both travel inside model folders, where we are not
     "lert_ds.modeling_lert": {"lert_ds.configuration_lert"},
-    # Kernels know BERT's modules and the batch, no training; they wait for builds of ops as it does.
+    # They know BERT's modules and the batch, no training; for builds of ops they wait as it does.
     "lert_ds.kernels": LEAVES | {"lert_ds.train.op_builds"},
     "lert_ds": {"lert_ds"},
     "distill": FOR_COMPRESSION,
