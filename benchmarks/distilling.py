@@ -6,19 +6,25 @@
 
 The same random teacher and student, instances, masks, batches, KD, hidden matches and hard labels
 in whole processes that take turns, so that a machine whose speed drifts slows all: `lert-ds
-distill` in fp32 and in bf16 (ZeRO 0: one process has nothing to partition), and
-`GeneralDistiller.train` as in `textbrewer_loop.py`, which has fp32 alone. A step is the time
-between two demands for a batch; the first steps warm up. Memory is resident memory: its peak up to
+distill` (ZeRO 0: one process has nothing to partition) and `GeneralDistiller.train` as in
+`textbrewer_loop.py`, which has fp32 alone. Ours in fp32; with its teacher in int8; with a student
+in fp32 and the teacher's answers read from a `teacher_cache` that an epoch before has filled
+(features, and the largest logits); and all in bf16 where the processor multiplies it. With `--kd`
+there are no matches, so that the cache holds logits alone. A step is the process's own CPU time
+between two demands for a batch, which other work on the machine changes less than the time of day;
+the first steps warm up. Memory is resident memory: its peak up to
 the end of the measured steps, and what that is above the memory of the process when both models
 were loaded and there was no optimizer yet. `--parity` trains both from equal weights without
 dropout and tells how far apart each loss is in each step.
 """
 
 import argparse
+import dataclasses
 import gc
 import itertools
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -67,11 +73,33 @@ PAIRS = {
     "LERT-base → LERT-small": Pair(Shape(12, 768, 12, 3072), Shape(12, 256, 4, 1024), 4),
 }
 PARITY_PAIR = "6 × 192 → 3 × 96"
-OURS, THEIRS, OURS_IN_BF16 = "ours, fp32", "TextBrewer, fp32", "ours, bf16"
+THEIRS = "TextBrewer, fp32"
+
+
+class Side(NamedTuple):
+    """How ours trains."""
+
+    precision: str
+    """Of the student."""
+    teacher: str
+    """Precision of the teacher."""
+    cached: bool = False
+    """Whether its answers are read."""
+
+
+OURS = {
+    "ours, fp32": Side("fp32", "fp32"),
+    "ours, fp32, teacher int8": Side("fp32", "int8"),
+    "ours, fp32, teacher cached": Side("fp32", "fp32", cached=True),
+    "ours, bf16": Side("bf16", "bf16"),
+}
 SETTING = (
-    "KD (ce, temperature 8), hidden_mse with a projection at the "
-    "embeddings and every layer of the student, hard labels; one thread on one core"
+    "KD (ce, temperature 8), {matches}hard labels; CPU time of one thread on one core, in fp32 "
+    "unless said"
 )
+MATCHES = "hidden_mse with a projection at the embeddings and every layer of the student, "
+CACHED_INSTANCES = 32
+"""Of the corpus that a cache is filled for: its epoch has to go by first."""
 
 CONFIGURATION = """\
 teacher = "{folder}/teacher"
@@ -79,8 +107,8 @@ corpus = "{corpus}"
 output = "{folder}/run"
 overwrite = true
 deepspeed = "{root}/ds_configs/zero0_{precision}.json"
-teacher_precision = "{precision}"
-seed = {seed}
+teacher_precision = "{teacher}"
+{cache}seed = {seed}
 lip.tasks = []
 student.model = "{folder}/student"
 train = {{ steps = {steps}, batch_size = {batch_size}, micro_batch_size = {batch_size}, \
@@ -89,9 +117,7 @@ learning_rate = {rate}, evaluate_every = 0, save_every = 0, data_workers = 0 }}
 [distillation]
 temperature = {temperature}
 hard_label_weight = {hard_label_weight}
-intermediate_matches = [
-    {{ feature = "hidden", loss = "hidden_mse", layers = {layers}, proj = "linear" }},
-]
+intermediate_matches = {matches}
 """
 
 
@@ -115,7 +141,7 @@ class Meter:
         """Yield `batches`; a step ends where the next one is asked for."""
         iterator = iter(batches)
         while True:
-            self.times.append(time.perf_counter())
+            self.times.append(time.process_time())
             self.peak = resident_mib("VmHWM")
             yield next(iterator)
 
@@ -136,41 +162,56 @@ def resident_mib(name: str) -> float:
 
 
 def run_ours(
-    folder: Path, corpus: Path, pair: Pair, steps: int, precision: str
+    folder: Path, corpus: Path, pair: Pair, steps: int, side: Side, *, matches: bool
 ) -> dict[str, float]:
     """Run `lert-ds distill` in this process; the meter stands between it and its batches."""
-    from lert_ds import cli, corpora, training
+    from lert_ds import cli, training
+    from lert_ds.train.trainer import Data
 
-    config = folder / f"{precision}.toml"
+    told = (
+        f'[{{ feature = "hidden", loss = "hidden_mse", layers = {pair.layers()}, '
+        'proj = "linear" }]'
+    )
+    cache = f"{folder}/cache-{pair.batch_size}-{matches}"
+    config = folder / "run.toml"
     config.write_text(
         CONFIGURATION.format(
-            folder=folder, corpus=corpus, root=ROOT, precision=precision, seed=SEED,
-            steps=steps, batch_size=pair.batch_size, rate=LEARNING_RATE, layers=pair.layers(),
-            temperature=TEMPERATURE, hard_label_weight=HARD_LABEL_WEIGHT,
+            folder=folder, corpus=corpus, root=ROOT, precision=side.precision, seed=SEED,
+            steps=steps, batch_size=pair.batch_size, rate=LEARNING_RATE,
+            matches=told if matches else "[]", temperature=TEMPERATURE, teacher=side.teacher,
+            hard_label_weight=HARD_LABEL_WEIGHT,
+            cache=f'teacher_cache = "{cache}"\n' if side.cached else "",
         ),
         "utf-8",
     )  # fmt: skip
-    meter, fit, training_batches = Meter(), training.fit, corpora.training_batches
+    meter, fit = Meter(), training.fit
 
     def measured_fit(*arguments: Any, **options: Any) -> Any:
         meter.models_are_loaded()
-        return fit(*arguments, **options)
+        run, objective, data, *rest = arguments
+        batches = data.batches
 
-    def measured_batches(*arguments: Any, **options: Any) -> Any:
-        return meter.watch(training_batches(*arguments, **options))
+        def measured_batches(*these: Any) -> Data:
+            found: Data = batches(*these)
+            return found._replace(training=lambda *place: meter.watch(found.training(*place)))
 
-    training.fit, corpora.training_batches = measured_fit, measured_batches
+        object.__setattr__(data, "batches", measured_batches)
+        return fit(run, objective, data, *rest, **options)
+
+    training.fit = measured_fit
     cli.main(["distill", str(config)])
     return meter.result()
 
 
-def run_textbrewer(folder: Path, corpus: Path, pair: Pair, steps: int) -> dict[str, float]:
+def run_textbrewer(
+    folder: Path, corpus: Path, pair: Pair, steps: int, *, matches: bool
+) -> dict[str, float]:
     """Run TextBrewer's training in this process."""
     import textbrewer_loop
 
     meter = Meter()
     distiller = textbrewer_loop.distiller(
-        folder / "teacher", folder / "student", textbrewer_configuration(pair)
+        folder / "teacher", folder / "student", textbrewer_configuration(pair, matches=matches)
     )
     meter.models_are_loaded()
     textbrewer_loop.train(
@@ -183,7 +224,7 @@ def run_textbrewer(folder: Path, corpus: Path, pair: Pair, steps: int) -> dict[s
     return meter.result()
 
 
-def textbrewer_configuration(pair: Pair) -> dict[str, Any]:
+def textbrewer_configuration(pair: Pair, *, matches: bool = True) -> dict[str, Any]:
     """Return what `CONFIGURATION` says in TextBrewer's own words."""
     return {
         "temperature": TEMPERATURE,
@@ -194,7 +235,7 @@ def textbrewer_configuration(pair: Pair) -> dict[str, Any]:
                 "feature": "hidden", "loss": "hidden_mse", "weight": 1.0,
                 "proj": ["linear", pair.student.hidden_size, pair.teacher.hidden_size],
             }
-            for of_teacher, of_student in pair.layers()
+            for of_teacher, of_student in (pair.layers() if matches else ())
         ],
     }  # fmt: skip
 
@@ -278,26 +319,68 @@ def compare_losses(corpus: Path, steps: int) -> dict[str, Any]:
     }
 
 
-def measure(name: str, corpus: Path, steps: int, turns: int) -> dict[str, Any]:
+def first_instances(corpus: Path, folder: Path) -> Path:
+    """Write the first instances of a corpus as a corpus of its own, and return its folder."""
+    import numpy as np
+
+    from lert_ds.data.shards import ARRAYS, Corpus, read_manifest, write_manifest, write_shard
+
+    whole = Corpus([corpus])
+    kept = [whole[index] for index in range(CACHED_INSTANCES)]
+    arrays = {
+        name: np.stack(
+            [one.tags[name] if name in one.tags else getattr(one, name) for one in kept]
+        ).astype(dtype)
+        for name, dtype in ARRAYS.items()
+    }
+    folder.mkdir()
+    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        if (corpus / name).exists():
+            shutil.copy(corpus / name, folder / name)
+    (folder / "shards").mkdir(exist_ok=True)
+    record = write_shard(folder, "first-000", arrays)
+    manifest = read_manifest(corpus)
+    write_manifest(folder, dataclasses.replace(manifest, shards=[record], instances=len(kept)))
+    return folder
+
+
+def sides_here() -> dict[str, Side]:
+    """Return the sides that this processor can run at speed."""
+    import torch
+
+    from lert_ds.machine import multiplies_bf16
+
+    has_bf16 = multiplies_bf16(torch.device("cpu"))
+    return {name: side for name, side in OURS.items() if has_bf16 or side.precision != "bf16"}
+
+
+def measure(name: str, corpus: Path, steps: int, turns: int, *, matches: bool) -> dict[str, Any]:
     """Return speed and memory of a pair on every side, and their ratios."""
-    measured: dict[str, list[dict[str, float]]] = {OURS: [], THEIRS: [], OURS_IN_BF16: []}
+    sides = sides_here()
+    measured: dict[str, list[dict[str, float]]] = {side: [] for side in (*sides, THEIRS)}
     all_steps = WARM_UP_STEPS + steps + 1  # the last one is there to end the one before
     with tempfile.TemporaryDirectory() as folder:
         write_models(Path(folder), corpus, PAIRS[name])
+        corpus = first_instances(corpus, Path(folder) / "corpus")
+
+        def part(side: str, steps: int) -> dict[str, Any]:
+            return run_part(
+                "--part", side, "--folder", folder, "--corpus", str(corpus),
+                "--pair", name, "--steps", str(steps), *([] if matches else ["--kd"]),
+            )  # fmt: skip
+
+        for side, how in sides.items():
+            if how.cached:
+                part(side, CACHED_INSTANCES // PAIRS[name].batch_size)
         for turn in range(turns):
             for side, results in measured.items():
-                results.append(
-                    run_part(
-                        "--part", side, "--folder", folder, "--corpus", str(corpus),
-                        "--pair", name, "--steps", str(all_steps),
-                    )
-                )  # fmt: skip
+                results.append(part(side, all_steps))
                 print(f"{name}, {turn + 1}/{turns}, {side}: {results[-1]}", file=sys.stderr)
     found: dict[str, Any] = {
         side: {key: round(statistics.median(r[key] for r in results), 3) for key in results[0]}
         for side, results in measured.items()
     }
-    for side in (OURS, OURS_IN_BF16):
+    for side in sides:
         found[f"{side} / {THEIRS}"] = {
             key: ratios(
                 [a[key] / b[key] for a, b in zip(measured[side], measured[THEIRS], strict=True)]
@@ -333,6 +416,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="measured (10) or compared (20)")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--pair", choices=PAIRS, help="measure this one alone")
+    parser.add_argument("--kd", action="store_true", help="without matches")
     parser.add_argument("--parity", action="store_true", help="compare losses, measure nothing")
     parser.add_argument("--output", type=Path)
     # What this file calls itself with.
@@ -348,7 +432,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/distilling.py", *sys.argv[1:]]),
         "machine": description(),
-        "setting": SETTING,
+        "setting": SETTING.format(matches="" if options.kd else MATCHES),
     }
     if options.parity:
         steps = str(options.steps or 20)
@@ -357,7 +441,9 @@ def main() -> None:
         for name in [options.pair] if options.pair else PAIRS:
             length = read_manifest(corpus).length
             key = f"{name}, {PAIRS[name].batch_size} × {length} tokens a step"
-            result[key] = measure(name, corpus, options.steps or 10, options.turns)
+            result[key] = measure(
+                name, corpus, options.steps or 10, options.turns, matches=not options.kd
+            )
     text = json.dumps(result, indent=2, ensure_ascii=False)
     print(text)
     if options.output:
@@ -369,10 +455,11 @@ def do_part(options: argparse.Namespace, corpus: Path) -> dict[str, Any]:
     if options.part == "parity":
         return compare_losses(corpus, options.steps)
     pair = PAIRS[options.pair]
+    matches = not options.kd
     if options.part == THEIRS:
-        return run_textbrewer(options.folder, corpus, pair, options.steps)
-    precision = options.part.removeprefix("ours, ")
-    return run_ours(options.folder, corpus, pair, options.steps, precision)
+        return run_textbrewer(options.folder, corpus, pair, options.steps, matches=matches)
+    side = OURS[options.part]
+    return run_ours(options.folder, corpus, pair, options.steps, side, matches=matches)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ FOLDER is a checkout of github.com/google-research/bert at COMMIT, ENVIRONMENT o
 jieba beforehand, which nobody is charged for, and make instances of 128 tokens with 18 predictions
 of whole words, in one process on one core:
 
-    theirs  reads lines of words, tokenises, masks once (dupe_factor 1; its default is 10 masks of
-            everything), writes TFRecords; its whole words are of WordPieces, for Chinese characters
+    theirs  reads lines of words, tokenises, masks all `--masks` times (its dupe_factor, by default
+            10), writes TFRecords; its whole words are of WordPieces: a Chinese character each
     ours    reads lines of words, checks, tokenises, aligns words and tokens, packs, writes shards
-            with their hashes; then masks every instance once, as a training does, as batches
+            with their hashes; then masks every instance in as many epochs, which a training does
+            on the fly, into batches
 
-They take turns, and what counts is the processor's time of whole processes, imports included, less
-and with them.
+They take turns, and what counts is the processor's time of whole processes, with their imports and
+without. `prepare` alone is told too: what ours takes until a training can begin.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from lert_ds.machine import description
 ROOT = Path(__file__).parents[1]
 COMMIT = "eedf5716ce1268e56f0a50264a88cafad334ac61"
 LENGTH, PREDICTIONS = 128, 18
+Run = dict[str, Any]
 OURS, THEIRS = "ours", "create_pretraining_data.py"
 
 
@@ -71,8 +74,8 @@ def cut_words(text: Path, megabytes: float, folder: Path) -> dict[str, int]:
     return found
 
 
-def run_ours(folder: Path, vocabulary: Path) -> dict[str, float]:
-    """Prepare and mask once, in this process."""
+def run_ours(folder: Path, vocabulary: Path, masks: int) -> dict[str, float]:
+    """Prepare and mask, in this process."""
     from lert_ds import cli
     from lert_ds.data.loader import training_batches
     from lert_ds.data.masking import MaskingConfig
@@ -93,7 +96,7 @@ def run_ours(folder: Path, vocabulary: Path) -> dict[str, float]:
     batches = training_batches(
         corpus, MaskingConfig(max_predictions=PREDICTIONS), MicroBatches(len(corpus), 0, 8, 8)
     )
-    masked = sum(len(next(batches)[1].labels) for _ in range(-(-len(corpus) // 8)))
+    masked = sum(len(next(batches)[1].labels) for _ in range(-(-masks * len(corpus) // 8)))
     ended = time.process_time()
     return {
         "all": ended, "until_main": started, "prepare": prepared - started,
@@ -117,6 +120,14 @@ def run_part(command: list[str]) -> dict[str, float]:
     return found
 
 
+def _all(run: Run) -> float:
+    return float(run["all"])
+
+
+def _work(run: Run) -> float:
+    return float(run["all"] - run["until_main"])
+
+
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return the seconds of both sides and their ratios."""
     vocabulary = options.vocabulary.resolve()
@@ -124,13 +135,14 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         OURS: [
             sys.executable, __file__, "--part", str(folder),
             "--vocabulary", str(vocabulary),
+            "--masks", str(options.masks),
         ],
         THEIRS: [
             str(options.bert_python.absolute()), str(ROOT / "benchmarks/bert_pretraining_data.py"),
             str(options.bert.resolve()), f"--input_file={folder / 'words.txt'}",
             f"--output_file={folder / 'out.tfrecord'}", f"--vocab_file={vocabulary}",
             f"--max_seq_length={LENGTH}", f"--max_predictions_per_seq={PREDICTIONS}",
-            "--do_whole_word_mask", "--dupe_factor=1",
+            "--do_whole_word_mask", f"--dupe_factor={options.masks}",
         ],
     }  # fmt: skip
     taken: dict[str, list[dict[str, float]]] = {side: [] for side in commands}
@@ -139,10 +151,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             taken[side].append(run_part(command))
             print(f"{turn + 1}/{options.turns}, {side}: {taken[side][-1]}", file=sys.stderr)
 
-    def ratios(key: str) -> dict[str, Any]:
+    def ratios(of_theirs: Callable[[Run], float], of_ours: Callable[[Run], float]) -> Run:
         values = [
-            (theirs["all"] - (theirs[key] if key else 0))
-            / (ours["all"] - (ours[key] if key else 0))
+            of_theirs(theirs) / of_ours(ours)
             for ours, theirs in zip(taken[OURS], taken[THEIRS], strict=True)
         ]
         return {
@@ -157,8 +168,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             }
             for side, runs in taken.items()
         },
-        f"{THEIRS} / {OURS}, without imports": ratios("until_main"),
-        f"{THEIRS} / {OURS}, whole processes": ratios(""),
+        f"{THEIRS} / {OURS}, whole processes": ratios(_all, _all),
+        f"{THEIRS} / {OURS}, without imports": ratios(_work, _work),
+        f"{THEIRS} / {OURS}, without imports, prepare alone": ratios(
+            _work, lambda run: run["prepare"]
+        ),
+        "masks": options.masks,
         "turns": options.turns,
     }
 
@@ -170,12 +185,13 @@ def main() -> None:
     parser.add_argument("--bert", type=Path, help="the folder of Google's script")
     parser.add_argument("--bert-python", type=Path, help="python of an environment with TensorFlow")
     parser.add_argument("--megabytes", type=float, default=12)
+    parser.add_argument("--masks", type=int, default=10, help="times that everything is masked")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        print(json.dumps(run_ours(options.part, options.vocabulary)))
+        print(json.dumps(run_ours(options.part, options.vocabulary, options.masks)))
         return
     for name in ("text", "bert", "bert_python"):
         if getattr(options, name) is None:

@@ -1,0 +1,99 @@
+"""What a student learns from its teacher in int8, and from answers that were kept.
+
+    python benchmarks/teacher_options.py --teacher MODEL --corpus CORPUS --output …json
+
+One student (2 layers of 64, from its teacher's weights), one teacher, the same batches and dropout;
+`lert-ds distill` several times that differ in nothing but the teacher's precision or
+`teacher_cache`. Told is what each student reaches on the held-out part of the corpus, beside a
+student whose only difference is its seed: a difference smaller than that is none. The temperature
+is MiniRBT's 8, at which most of a distribution lies outside of its largest logits.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lert_ds.machine import description
+
+BIN = Path(sys.executable).parent
+FRESH, ONE_MASK = "masked anew each epoch", "masks of one epoch"
+CASES: dict[str, list[str]] = {
+    f"fp32, {FRESH}": ["teacher_precision=fp32"],
+    f"int8, {FRESH}": ["teacher_precision=int8"],
+    f"fp32, {ONE_MASK}, all logits": ["teacher_cache", "teacher_cache_top_k=0"],
+    **{
+        f"fp32, {ONE_MASK}, {k} logits": ["teacher_cache", f"teacher_cache_top_k={k}"]
+        for k in (1024, 256, 64, 16)
+    },
+    "fp32, masks of two epochs, 64 logits": [
+        "teacher_cache", "teacher_cache_top_k=64", "teacher_cache_masks=2",
+    ],
+    f"no teacher, {FRESH}": ["labels_only=true"],
+}  # fmt: skip
+METRICS = ("mlm/loss", "mlm/accuracy", "mlm/kl", "mlm/agreement")
+
+
+def distil(options: argparse.Namespace, folder: Path, case: list[str], seed: int) -> dict[str, Any]:
+    """Return what a student reaches, and the seconds that its training took."""
+    keys = [f"teacher_cache={folder / 'cache'}" if key == "teacher_cache" else key for key in case]
+    command = [
+        "taskset", "--cpu-list", str(options.core), str(BIN / "lert-ds"), "distill",
+        "distill-quickstart", f"teacher={options.teacher.resolve()}",
+        f"corpus={options.corpus.resolve()}", f"output={folder / 'run'}", "overwrite=true",
+        "deepspeed=ds_configs/zero0_fp32.json", "teacher_precision=fp32", "lip.tasks=[]",
+        "distillation={temperature=8, hard_label_weight=1, intermediate_matches=[]}",
+        f"train.steps={options.steps}", "train.batch_size=16", "train.micro_batch_size=16",
+        f"train.evaluate_every={options.steps}", "train.save_every=0", "train.data_workers=0", f"seed={seed}",
+        *keys,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
+    summary = json.loads((folder / "run/summary.json").read_text("utf-8"))
+    return {name: summary["valid"][name] for name in METRICS if name in summary["valid"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--teacher", type=Path, required=True, help="a model folder")
+    parser.add_argument("--corpus", type=Path, required=True, help="with a held-out part")
+    parser.add_argument("--steps", type=int, default=600, help="of 16 instances")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--core", type=int, default=0, help="to run on")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    found: dict[str, Any] = {
+        "command": " ".join(["python", "benchmarks/teacher_options.py", *sys.argv[1:]]),
+        "machine": description(),
+    }
+    for name, case in CASES.items():
+        students = []
+        for seed in range(1, options.seeds + 1):
+            with tempfile.TemporaryDirectory() as folder:
+                students.append(distil(options, Path(folder), case, seed))
+        found[name] = {
+            metric: {
+                "mean": round(statistics.mean(student[metric] for student in students), 4),
+                "seeds": [round(student[metric], 4) for student in students],
+            }
+            for metric in students[0]
+        }
+        print(name, found[name], file=sys.stderr, flush=True)
+    text = json.dumps(found, indent=2, ensure_ascii=False)
+    print(text)
+    if options.output:
+        options.output.write_text(text + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
