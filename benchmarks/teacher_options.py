@@ -49,8 +49,8 @@ def distil(options: argparse.Namespace, folder: Path, case: list[str], seed: int
         "deepspeed=ds_configs/zero0_fp32.json", "teacher_precision=fp32", "lip.tasks=[]",
         "distillation={temperature=8, hard_label_weight=1, intermediate_matches=[]}",
         f"train.steps={options.steps}", "train.batch_size=16", "train.micro_batch_size=16",
-        f"train.evaluate_every={options.steps}", "train.save_every=0", "train.data_workers=0", f"seed={seed}",
-        *keys,
+        f"train.evaluate_every={options.steps}", "train.save_every=0", "train.data_workers=0",
+        f"seed={seed}", *keys,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
