@@ -141,6 +141,10 @@ bench: $(READY)
 		held_out=0 max_length=128 output=corpora/bench-128 overwrite=true
 	$(BIN)/python benchmarks/pretraining.py --corpus corpora/bench \
 		--output benchmarks/results/pretraining.json
+	$(BIN)/lert-ds prepare prepare-quickstart input="$(BENCH_TEXT)" tokenizer="$(BENCH_VOCABULARY)" \
+		max_length=128 output=corpora/losses overwrite=true
+	$(BIN)/python benchmarks/kernel_losses.py --corpus corpora/losses \
+		--output benchmarks/results/kernel-losses.json
 	$(BIN)/python benchmarks/growth.py --text "$(BENCH_TEXT)" --vocabulary "$(BENCH_VOCABULARY)" \
 		--output benchmarks/results/growth.json
 	$(BIN)/python benchmarks/preparing.py --text "$(BENCH_TEXT)" \
