@@ -50,8 +50,9 @@ class AnnotatorConfig(Config):
     """ltp: a local folder or a hub name, LTP/base say."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """ltp: auto (a GPU when there is one), cpu, cuda or cuda:N."""
-    tokens_per_batch: Annotated[int, Field(ge=512)] = 16_384
-    """ltp: tokens of a batch, padding included; halved by itself when memory runs out."""
+    tokens_per_batch: Annotated[int, Field(ge=64)] | None = None
+    """ltp: tokens of a batch, padding included; by default 16,384 on a GPU and 1,024 on a CPU;
+    halved by itself when memory runs out."""
     user_dictionary: Path | None = None
     """jieba: a file of additional words, `word [frequency] [flag]` a line."""
     pos_column: Literal["xpos", "upos"] = "xpos"

@@ -273,3 +273,20 @@ def test_words_are_placed_as_they_stand() -> None:
     assert place_words("他好\ue000", ["他", "好"]) == [(0, "他"), (1, "好\ue000")]
     assert place_words("他好", ["好", "他"]) is None
     assert place_words("他好", []) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "has_gpu", "tokens"),
+    [("auto", False, 1024), ("auto", True, 16_384), ("cpu", True, 1024), ("cuda:1", True, 16_384)],
+)
+def test_batches_are_as_large_as_the_device_likes(
+    monkeypatch: pytest.MonkeyPatch, device: str, has_gpu: bool, tokens: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    model = FakeModel()
+    monkeypatch.setattr(ltp_annotator, "load_ltp", lambda *_: model)
+    annotator = LtpAnnotator("fake", device=device)
+    sentences = [(0, "字" * 18)] * 3000
+    list(annotator.annotate(sentences))
+    largest = max(len(batch) for batch in model.batches) * 20
+    assert tokens / 2 < largest <= tokens
