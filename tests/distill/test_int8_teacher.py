@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from distill.features import Taps
-from distill.int8_teacher import Int8Linear, to_int8
+from distill.int8_teacher import Int8Linear, Rounding, to_int8
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError
 from lert_ds.modeling_lert import LertForPreTraining
@@ -88,3 +88,16 @@ def test_the_engine_of_others_stays() -> None:
     before = torch.backends.quantized.engine
     to_int8(make_model())
     assert torch.backends.quantized.engine == before
+
+
+def test_a_tensor_is_rounded_once_and_another_anew() -> None:
+    torch.manual_seed(0)
+    rounding = Rounding()
+    query, key = (Int8Linear(nn.Linear(16, 4), rounding) for _ in range(2))
+    first, second = torch.randn(3, 16), 9 * torch.randn(3, 16)
+    alone = Int8Linear(nn.Linear(16, 4))
+    alone._packed, alone._scales, alone._bias = key._packed, key._scales, key._bias
+    query(first)
+    assert rounding(first)[0] is rounding(first)[0]
+    assert key(first).equal(alone(first))
+    assert key(second).equal(alone(second))
