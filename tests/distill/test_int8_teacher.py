@@ -92,12 +92,10 @@ def test_the_engine_of_others_stays() -> None:
 
 def test_a_tensor_is_rounded_once_and_another_anew() -> None:
     torch.manual_seed(0)
-    rounding = Rounding()
-    query, key = (Int8Linear(nn.Linear(16, 4), rounding) for _ in range(2))
+    rounding, linear = Rounding(), nn.Linear(16, 4)
+    query, key = Int8Linear(nn.Linear(16, 4), rounding), Int8Linear(linear, rounding)
     first, second = torch.randn(3, 16), 9 * torch.randn(3, 16)
-    alone = Int8Linear(nn.Linear(16, 4))
-    alone._packed, alone._scales, alone._bias = key._packed, key._scales, key._bias
     query(first)
     assert rounding(first)[0] is rounding(first)[0]
-    assert key(first).equal(alone(first))
-    assert key(second).equal(alone(second))
+    for features in (first, second):
+        assert key(features).equal(Int8Linear(linear)(features))
