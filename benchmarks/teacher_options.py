@@ -26,14 +26,14 @@ FRESH, ONE_MASK = "masked anew each epoch", "masks of one epoch"
 CASES: dict[str, list[str]] = {
     f"fp32, {FRESH}": ["teacher_precision=fp32"],
     f"int8, {FRESH}": ["teacher_precision=int8"],
-    f"fp32, {ONE_MASK}, all logits": ["teacher_cache", "teacher_cache_top_k=0"],
+    f"fp32, {ONE_MASK}, exact": ["teacher_cache", "teacher_cache_logits=exact"],
+    f"fp32, {ONE_MASK}, bytes": ["teacher_cache", "teacher_cache_logits=bytes"],
     **{
-        f"fp32, {ONE_MASK}, {k} logits": ["teacher_cache", f"teacher_cache_top_k={k}"]
-        for k in (1024, 256, 64, 16)
+        f"fp32, {ONE_MASK}, the {k} largest": [
+            "teacher_cache", "teacher_cache_logits=top", f"teacher_cache_top_k={k}",
+        ]
+        for k in (1024, 64)
     },
-    "fp32, masks of two epochs, 64 logits": [
-        "teacher_cache", "teacher_cache_top_k=64", "teacher_cache_masks=2",
-    ],
     f"no teacher, {FRESH}": ["labels_only=true"],
 }  # fmt: skip
 METRICS = ("mlm/loss", "mlm/accuracy", "mlm/kl", "mlm/agreement")

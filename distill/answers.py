@@ -1,8 +1,9 @@
-"""What a teacher says of a batch, whole or as it is kept: its largest logits and what it felt.
+"""What a teacher says of a batch, whole or as it is kept: its logits, and what its layers gave.
 
-    logits [rows, 21128] ─keep→ the k largest, and the logarithm of the others' mass at the
-                                distillation's temperature
-    loss of kept logits: that of all logits, with the others as one class
+    logits [rows, 21128] ─top→   the k largest, and the logarithm of the others' mass at the
+                                 distillation's temperature: 260 bytes a row of 64
+                         ─bytes→ all of them in 8 bits between the row's smallest and largest: 21 kB
+    loss of the largest: that of all logits, with the others as one class
 
 With q the teacher's and p the student's probabilities at temperature T, K the k largest of the
 teacher's and R the rest, the loss of a row is
@@ -65,6 +66,27 @@ def keep_top(logits: Tensor, k: int, temperature: float) -> TopLogits:
     values, indices = wide.topk(k, dim=-1)
     others = (wide / temperature).scatter_(-1, indices, -torch.inf)
     return TopLogits(values, indices, others.logsumexp(-1))
+
+
+def to_bytes(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return all logits in 8 bits each.
+
+    Returns:
+        uint8 [rows, classes], and float32 [rows, 2]: the logit that 0 stands for, and the step.
+
+    Args:
+        logits: [rows, classes].
+    """
+    wide = logits.float()
+    smallest, largest = wide.aminmax(dim=-1, keepdim=True)
+    step = ((largest - smallest) / 255).clamp(min=torch.finfo(torch.float32).tiny)
+    codes = ((wide - smallest) / step).round_().clamp_(0, 255).to(torch.uint8)
+    return codes, torch.cat([smallest, step], dim=-1)
+
+
+def from_bytes(codes: Tensor, scales: Tensor) -> Tensor:
+    """Return float32 [rows, classes] of what `to_bytes` made."""
+    return torch.addcmul(scales[:, :1], codes.float(), scales[:, 1:])
 
 
 def top_loss(

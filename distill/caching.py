@@ -4,11 +4,11 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distill.distillation_config import DistillationConfig
 from distill.features import Source, sources_of, tap_feature
-from distill.teacher_cache import Layout, TeacherCache
+from distill.teacher_cache import Kind, Layout, TeacherCache
 from lert_ds import distributed, model_dir
 from lert_ds.config import differences
 from lert_ds.configuration_lert import LertConfig
@@ -17,8 +17,12 @@ from lert_ds.files import sha256_of, sweep, write_json
 from lert_ds.train.peers import Peers
 from lert_ds.training_data import DataFacts
 
+CacheLogits = Literal["auto", Kind]
 DEFAULT_TOP_K = 64
 """Largest logits kept of a head."""
+_HOTTEST = 2.0
+"""Up to this temperature the 64 largest logits give nearly the gradient of all (cosine 0.98 at 2,
+0.997 at 1); at 4 it is 0.5, at 8 a quarter, since most of the mass lies in the rest."""
 
 FORMAT = 1
 IDENTITY = "cache.json"
@@ -31,14 +35,32 @@ _WHY_NOT = {
 }
 
 
+def kind_of(logits: CacheLogits, distillation: DistillationConfig) -> Kind:
+    """Return how logits are kept: where nothing is said, as the loss needs them."""
+    if logits != "auto":
+        return logits
+    sharp = distillation.temperature <= _HOTTEST
+    return "top" if sharp and not _needs_all(distillation) else "bytes"
+
+
+def _needs_all(distillation: DistillationConfig) -> str | None:
+    """Return the key whose loss needs all logits, where there is one."""
+    keys = {
+        "kd_loss_type = mse": distillation.kd_loss_type == "mse",
+        "temperature_scheduler": distillation.temperature_scheduler != "none",
+        "probability_shift": distillation.probability_shift,
+    }
+    return next((key for key, is_set in keys.items() if is_set), None)
+
+
 def refuse_cache(
-    distillation: DistillationConfig, top_k: int, settings: Mapping[str, bool]
+    distillation: DistillationConfig, logits: CacheLogits, settings: Mapping[str, bool]
 ) -> None:
     """Refuse what a cache cannot go with.
 
     Args:
         distillation: The terms of the loss.
-        top_k: Largest logits that are kept; 0 for all.
+        logits: How they are to be kept.
         settings: Other keys to whether they are set.
 
     Raises:
@@ -47,23 +69,18 @@ def refuse_cache(
     for key, is_set in settings.items():
         if is_set:
             raise ValueError(f"teacher_cache and {key} are both given: {_WHY_NOT[key]}")
-    needs_all = {
-        "kd_loss_type = mse": distillation.kd_loss_type == "mse",
-        "temperature_scheduler": distillation.temperature_scheduler != "none",
-        "probability_shift": distillation.probability_shift,
-    }
-    for key, is_set in needs_all.items():
-        if top_k and is_set:
-            raise ValueError(
-                f"distillation.{key} needs all logits of the teacher, and teacher_cache keeps the "
-                f"{top_k} largest; set teacher_cache_top_k=0, which keeps all"
-            )
+    if logits == "top" and (needs := _needs_all(distillation)) is not None:
+        raise ValueError(
+            f"distillation.{needs} needs all logits of the teacher, and teacher_cache_logits = top "
+            "keeps the largest; set teacher_cache_logits=bytes"
+        )
 
 
 def layout_of(
     distillation: DistillationConfig,
     teachers: Sequence[LertConfig],
     heads: Mapping[str, int],
+    kind: Kind,
     top_k: int,
 ) -> Layout:
     """Return what is kept of each masked instance.
@@ -72,7 +89,8 @@ def layout_of(
         distillation: With explicit matches.
         teachers: Their shapes.
         heads: Head that is asked to its classes.
-        top_k: Largest logits of a head; 0 for all.
+        kind: How logits are kept.
+        top_k: Largest logits of a head.
     """
     sources = []
     for number, teacher in enumerate(teachers):
@@ -83,7 +101,8 @@ def layout_of(
                 of_feature = wanted.setdefault(tap_feature(match.feature, match.loss), set())
                 of_feature.update(layer for layer in layers if layer is not None)
         sources.append({source: _width(teacher, source) for source in sorted(sources_of(wanted))})
-    return Layout((dict(heads),) * len(teachers), tuple(sources), top_k)
+    kept = top_k if kind == "top" else 0
+    return Layout((dict(heads),) * len(teachers), tuple(sources), kind, kept)
 
 
 def _width(teacher: LertConfig, source: Source) -> int:
@@ -100,7 +119,11 @@ def instance_bytes(layout: Layout, facts: DataFacts, masked_share: float) -> flo
 
 def describe(layout: Layout, masks: int, facts: DataFacts, masked_share: float) -> str:
     """Return what the cache will hold, and its size."""
-    logits = "all logits" if not layout.top_k else f"the largest {layout.top_k} logits of a head"
+    logits = {
+        "top": f"the largest {layout.top_k} logits of a head",
+        "bytes": "all logits, in 8 bits",
+        "exact": "all logits, exactly",
+    }[layout.kind]
     layers = sum(map(len, layout.sources))
     features = f" and {layers} features a token" if layers else ""
     size = instance_bytes(layout, facts, masked_share)
@@ -158,6 +181,7 @@ def open_cache(
 
 def _identity(layout: Layout, teachers: Sequence[str]) -> dict[str, Any]:
     found = {
+        "logits": layout.kind,
         "top_k": layout.top_k,
         "heads": layout.heads,
         "features": [[f"{part}.{layer}" for part, layer in of] for of in layout.sources],
@@ -228,6 +252,6 @@ def refuse_full_disk(folder: Path, needed_bytes: float) -> None:
     if needed_bytes > free:
         raise ConfigError(
             f"teacher_cache = {folder}: it would grow to {needed_bytes / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} GiB are free; lower teacher_cache_top_k, leave matches out, or "
+            f"{free / 2**30:.1f} GiB are free; leave matches out, say teacher_cache_logits=top, or "
             "name another disk"
         )

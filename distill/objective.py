@@ -155,23 +155,23 @@ class DistillationObjective(nn.Module):
         if batch.answers:
             return batch.answers
         assert self._cache is not None
-        top_k, temperature = self._cache.layout.top_k, self._config.temperature
+        layout, temperature = self._cache.layout, self._config.temperature
         heads = self._adaptor.head_weights(step)
         answers = []
         for number in range(len(self._teachers)):
             logits, sources = self._ask(number, batch.batch)
             kept = {
-                head: keep_top(found, top_k, temperature)
-                if isinstance(found, Tensor) and not self._cache.layout.is_whole(found.shape[-1])
+                head: keep_top(found, layout.top_k, temperature)
+                if isinstance(found, Tensor) and layout.form(found.shape[-1]) == "top"
                 else found
                 for head, found in logits.items()
                 if head in heads
             }
-            answers.append(self._cache.rounded(Answer(kept, sources)))
+            answers.append(Answer(kept, sources))
         masked, tokens = counts_of(batch.batch)
         on_host = [answer.to(torch.device("cpu")) for answer in answers]
         self._cache.put(batch.rows, ~self._cache.has(batch.rows), masked, tokens, on_host)
-        return answers
+        return [self._cache.rounded(answer) for answer in answers]
 
     @torch.no_grad()
     def _ask(self, number: int, batch: AnyBatch) -> Answer:

@@ -137,7 +137,7 @@ def _open_cache(plan: _Plan, peers: Peers) -> TeacherCache | None:
     corpora = cast(OnCorpus, plan.subject).data
     settings = {
         "precision": precision_on(device(), config.teacher_precision),
-        "temperature": config.distillation.temperature if config.teacher_cache_top_k else None,
+        "temperature": config.distillation.temperature if plan.cache.top_k else None,
         "corpus": corpora.fingerprint,
         "masking": dump(config.masking),
         "masks": config.teacher_cache_masks,
@@ -255,7 +255,8 @@ def _plan(config: DistillRun, processes: int, *, ahead: bool = False) -> _Plan:
             task: len(facts.tag_sets[task]) for task in cast(OnCorpus, subject).task_weights
         }
         heads = heads if distillation.kd_loss_weight else {}  # else no logits are learnt
-        cache = caching.layout_of(distillation, teachers, heads, config.teacher_cache_top_k)
+        kind = caching.kind_of(config.teacher_cache_logits, distillation)
+        cache = caching.layout_of(distillation, teachers, heads, kind, config.teacher_cache_top_k)
         epochs = config.train.steps * config.train.batch_size / (facts.instances or 1)
         forward *= min(1.0, config.teacher_cache_masks / epochs)  # those after them read
     if not config.labels_only:

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from distill.caching import DEFAULT_TOP_K, refuse_cache
+from distill.caching import DEFAULT_TOP_K, CacheLogits, refuse_cache
 from distill.distillation_config import DistillationConfig
 from distill.student import StudentConfig
 from distill.teacher import TeacherPrecision
@@ -37,9 +37,11 @@ class TaughtRun(training_run.CorpusRun):
     """Folder to keep the teachers' answers in, so that they are asked once for each masked
     instance: the masks of an epoch come round again. Any run with the same teachers, corpus,
     masking and seed may use it."""
-    teacher_cache_top_k: int = Field(DEFAULT_TOP_K, ge=0)
-    """Largest logits that are kept of a head at each masked position, with the mass of the others;
-    0: all of them, and everything exactly."""
+    teacher_cache_logits: CacheLogits = "auto"
+    """top: the largest of each masked position, and the mass of the others; bytes: all, in 8 bits;
+    exact: all, and everything else, in float32; auto: top up to a temperature of 2, else bytes."""
+    teacher_cache_top_k: int = Field(DEFAULT_TOP_K, ge=1)
+    """How many of the largest."""
     teacher_cache_masks: int = Field(1, ge=1)
     """Epochs until the masks come round again; in each of them the teachers are asked."""
     distillation: DistillationConfig = DistillationConfig()
@@ -85,7 +87,7 @@ class TaughtRun(training_run.CorpusRun):
         if self.teacher_cache is not None:
             refuse_cache(
                 self.distillation,
-                self.teacher_cache_top_k,
+                self.teacher_cache_logits,
                 {
                     "task": self.task is not None,
                     "teacher_partitioned": self.teacher_partitioned,

@@ -8,7 +8,8 @@ FOLDER/
       masked    int64 [n]      masked positions of each
       tokens    int64 [n]      its real tokens
       0/mlm/values  float16 [masked, k]   0/mlm/indices  uint16 [masked, k]   0/mlm/rest  float32
-      0/pos/values  float16 [masked, classes]      heads of up to k classes are kept whole
+          or, of all logits, 0/mlm/values uint8 [masked, 21128], 0/mlm/scales float32 [masked, 2]
+      0/pos/values  float16 [masked, classes]      small heads are kept whole
       0/hidden.4    float16 [tokens, width]        what the matches compare, of each layer
 
 Every process gathers the answers to its own instances in memory and writes them when they are
@@ -21,7 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor
 
-from distill.answers import Answer, Taught, TopLogits
+from distill.answers import Answer, Taught, TopLogits, from_bytes, to_bytes
 from distill.features import Source
 from lert_ds.errors import ConfigError
 from lert_ds.files import sha256_of, write_whole
@@ -43,6 +44,13 @@ _LOOK_SECONDS = 30.0
 Array = npt.NDArray[Any]
 
 
+Kind = Literal["top", "bytes", "exact"]
+"""How the logits of a head are kept: the largest, all in 8 bits, or all as they are."""
+
+_SMALL_HEAD = 256
+"""Heads of so few classes are kept whole: bytes would spare little."""
+
+
 class Layout(NamedTuple):
     """What is kept of each masked instance."""
 
@@ -50,27 +58,31 @@ class Layout(NamedTuple):
     """Of each teacher: head to its classes."""
     sources: tuple[Mapping[Source, int], ...]
     """Of each teacher: what matches compare, to its width."""
-    top_k: int
-    """Largest logits kept of a head; 0: all, and everything exactly."""
+    kind: Kind
+    """How logits are kept; with `exact` all else is in float32 too."""
+    top_k: int = 0
+    """Largest logits of a head, where these are kept."""
 
-    def is_whole(self, classes: int) -> bool:
-        """Return whether a head of so many classes is kept whole."""
-        return not self.top_k or classes <= self.top_k
+    def form(self, classes: int) -> Literal["top", "bytes", "whole"]:
+        """Return how a head of so many classes is kept."""
+        if self.kind == "exact" or classes <= (self.top_k if self.kind == "top" else _SMALL_HEAD):
+            return "whole"
+        return self.kind
 
     @property
     def float_bytes(self) -> int:
         """Return the bytes of a number."""
-        return 2 if self.top_k else 4
+        return 4 if self.kind == "exact" else 2
 
     def instance_bytes(self, masked: float, tokens: float) -> float:
         """Return the bytes of an instance of so many masked positions and tokens."""
         size = 0.0
         for heads, sources in zip(self.heads, self.sources, strict=True):
             for classes in heads.values():
-                whole = self.is_whole(classes)
-                # A value and a uint16 of each, and a float32 of the rest.
-                a_position = classes * self.float_bytes if whole else self.top_k * 4 + 4
-                size += masked * a_position
+                # A float16 and a uint16 of each of the largest, and a float32 of the rest; a byte
+                # of each, and two float32.
+                sizes = {"top": self.top_k * 4 + 4, "bytes": classes + 8}
+                size += masked * sizes.get(self.form(classes), classes * self.float_bytes)
             size += tokens * sum(sources.values()) * self.float_bytes
         return size
 
@@ -164,12 +176,14 @@ class TeacherCache:
 
         logits: dict[str, Taught] = {}
         for head, classes in self.layout.heads[teacher].items():
-            values = masked(f"{head}/values").float()
-            if not self.layout.is_whole(classes):
+            values, form = masked(f"{head}/values"), self.layout.form(classes)
+            if form == "top":
                 indices = masked(f"{head}/indices").to(torch.int64)
-                logits[head] = TopLogits(values, indices, masked(f"{head}/rest"))
+                logits[head] = TopLogits(values.float(), indices, masked(f"{head}/rest"))
+            elif form == "bytes":
+                logits[head] = from_bytes(values, masked(f"{head}/scales"))
             else:
-                logits[head] = values
+                logits[head] = values.float()
         sources = {}
         for source, width in self.layout.sources[teacher].items():
             features = torch.zeros(len(found), length, width)
@@ -209,6 +223,10 @@ class TeacherCache:
                     indices = logits.indices[positions].numpy().astype(np.uint16)
                     kept[f"{teacher}/{head}/indices"] = indices
                     kept[f"{teacher}/{head}/rest"] = logits.rest[positions].numpy()
+                elif self.layout.form(logits.shape[-1]) == "bytes":
+                    codes, scales = to_bytes(logits[positions])
+                    kept[f"{teacher}/{head}/values"] = codes.numpy()
+                    kept[f"{teacher}/{head}/scales"] = scales.numpy()
                 else:
                     kept[f"{teacher}/{head}/values"] = self._number(logits[positions])
             for source, features in answer.sources.items():
@@ -223,14 +241,16 @@ class TeacherCache:
         """Return an answer as it will be read again, so that the first pass has the same losses."""
 
         def round_(tensor: Tensor) -> Tensor:
-            return tensor.float() if not self.layout.top_k else _half(tensor).float()
+            return tensor.float() if self.layout.kind == "exact" else _half(tensor).float()
 
-        logits: dict[str, Taught] = {
-            head: found._replace(values=round_(found.values))
-            if isinstance(found, TopLogits)
-            else round_(found)
-            for head, found in answer.logits.items()
-        }
+        logits: dict[str, Taught] = {}
+        for head, found in answer.logits.items():
+            if isinstance(found, TopLogits):
+                logits[head] = found._replace(values=round_(found.values))
+            elif self.layout.form(found.shape[-1]) == "bytes":
+                logits[head] = from_bytes(*to_bytes(found))
+            else:
+                logits[head] = round_(found)
         return Answer(logits, {source: round_(found) for source, found in answer.sources.items()})
 
     def write(self) -> None:
@@ -247,7 +267,8 @@ class TeacherCache:
         self.refresh()
 
     def _number(self, tensor: Tensor) -> Array:
-        found: Array = (_half(tensor) if self.layout.top_k else tensor.float()).numpy()
+        exact = self.layout.kind == "exact"
+        found: Array = (tensor.float() if exact else _half(tensor)).numpy()
         return found
 
     def _places_of(self, rows: Rows) -> Array:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.answers import Answer, TopLogits, keep_top, top_loss
+from distill.answers import Answer, TopLogits, from_bytes, keep_top, to_bytes, top_loss
 from distill.losses import kd_ce_loss, kd_ce_t2_loss, kd_kl_loss, kd_kl_t2_loss
 
 ROWS, CLASSES, TEMPERATURE = 7, 50, 4.0
@@ -94,3 +94,24 @@ def test_an_answer_moves_whole() -> None:
     assert isinstance(moved.logits["mlm"], TopLogits)
     tensors = [*moved.logits["mlm"], moved.logits["pos"], moved.sources["hidden", 1]]
     assert {tensor.device.type for tensor in tensors if isinstance(tensor, Tensor)} == {"meta"}
+
+
+def test_bytes_err_by_half_a_step_of_their_row() -> None:
+    logits = draw(1) * torch.logspace(-3, 3, ROWS).unsqueeze(-1)
+    codes, scales = to_bytes(logits)
+    assert codes.dtype == torch.uint8
+    assert codes.amin(-1).eq(0).all()
+    assert codes.amax(-1).eq(255).all()
+    step = (logits.amax(-1) - logits.amin(-1)) / 255
+    assert ((from_bytes(codes, scales) - logits).abs() <= 0.501 * step.unsqueeze(-1)).all()
+    flat = torch.full((2, 5), 7.0)
+    assert from_bytes(*to_bytes(flat)).equal(flat)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 8.0])
+def test_bytes_give_nearly_the_gradient_of_the_logits(temperature: float) -> None:
+    student, teacher = draw(0).requires_grad_(), draw(1)
+    rounded = from_bytes(*to_bytes(teacher))
+    _, wanted = loss_and_gradient(student, kd_kl_loss(student, teacher, temperature))
+    _, found = loss_and_gradient(student, kd_kl_loss(student, rounded, temperature))
+    assert (found - wanted).norm() < 0.02 * wanted.norm()

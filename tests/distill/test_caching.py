@@ -30,7 +30,8 @@ MATCHES = (
     'proj="linear"}, {feature="qkv", loss="minilm_relation", layer_T=-1, layer_S=-1}]'
 )
 EPOCH_MICRO_BATCHES = 64 // 4
-EXACTLY = "teacher_cache_top_k=0"
+TOP_8 = ("teacher_cache_logits=top", "teacher_cache_top_k=8")
+EXACTLY = "teacher_cache_logits=exact"
 
 Distil = Callable[..., str]
 
@@ -115,16 +116,16 @@ def test_with_all_logits_what_is_read_trains_as_what_is_asked(
 
 
 def test_another_run_asks_nothing(distil: Distil, tmp_path: Path, asked: list[int]) -> None:
-    distil("first", "teacher_cache_top_k=8")
+    distil("first", *TOP_8)
     asked.clear()
-    distil("second", "teacher_cache_top_k=8")
+    distil("second", *TOP_8)
     assert not asked
     # Also the first, of which a third was asked, learnt from what is kept.
     assert losses(tmp_path / "second") == losses(tmp_path / "first")
 
 
 def test_each_masks_are_asked_once(distil: Distil, asked: list[int]) -> None:
-    distil("run", "teacher_cache_masks=2", "teacher_cache_top_k=8")
+    distil("run", "teacher_cache_masks=2", *TOP_8)
     assert len(asked) == 2 * EPOCH_MICRO_BATCHES
 
 
@@ -139,7 +140,7 @@ def test_a_student_without_its_teacher_sees_the_same_masks_and_keeps_nothing(
 def test_another_teachers_answers_are_refused(
     distil: Distil, tmp_path: Path, tiny_corpus: Path
 ) -> None:
-    distil("run", "train.steps=1")
+    distil("run", "train.steps=1", TOP_8[0])
     other = write_teacher(tmp_path / "other", tiny_corpus, layers=4)
     changes = {
         f"teacher={other}": "teachers: ",
@@ -151,7 +152,7 @@ def test_another_teachers_answers_are_refused(
         MATCHES: "features: ",
     }
     for change, told in changes.items():
-        said = distil("again", change, code=2)
+        said = distil("again", TOP_8[0], change, code=2)
         (line,) = [line for line in said.splitlines() if "error: " in line]
         assert "made otherwise" in line
         assert told in line
@@ -163,9 +164,12 @@ def test_another_teachers_answers_are_refused(
     [
         (["teacher_partitioned=true"], "teacher_cache and teacher_partitioned are both given"),
         (["train.lengths=[[0, 16], [5, 32]]"], "teacher_cache and train.lengths"),
-        (["distillation.kd_loss_type=mse"], "kd_loss_type = mse needs all logits"),
-        (['distillation.temperature_scheduler=["flsw", 1, 2]'], "set teacher_cache_top_k=0"),
-        (["distillation.probability_shift=true"], "probability_shift needs all logits"),
+        (["distillation.kd_loss_type=mse", TOP_8[0]], "kd_loss_type = mse needs all logits"),
+        (
+            ['distillation.temperature_scheduler=["flsw", 1, 2]', TOP_8[0]],
+            "set teacher_cache_logits=bytes",
+        ),
+        (["distillation.probability_shift=true", TOP_8[0]], "probability_shift needs all logits"),
     ],
 )
 def test_what_it_cannot_go_with_is_refused(
@@ -186,6 +190,22 @@ def test_the_size_is_told_before(distil: Distil, tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        ({"temperature": 2.0}, "top"),
+        ({"temperature": 4.0}, "bytes"),
+        ({"temperature": 1.0, "kd_loss_type": "mse"}, "bytes"),
+        ({"temperature": 1.0, "temperature_scheduler": ["flsw", 1, 2]}, "bytes"),
+        ({"temperature": 1.0, "probability_shift": True}, "bytes"),
+    ],
+)
+def test_logits_are_kept_as_the_loss_needs_them(keys: dict[str, Any], kind: str) -> None:
+    config = parse(DistillationConfig, keys, "test")
+    assert caching.kind_of("auto", config) == kind
+    assert caching.kind_of("exact", config) == "exact"
+
+
 def test_a_layout_has_the_heads_and_what_the_matches_of_each_teacher_compare() -> None:
     keys = {
         "intermediate_matches": [
@@ -198,7 +218,7 @@ def test_a_layout_has_the_heads_and_what_the_matches_of_each_teacher_compare() -
         num_hidden_layers=3, hidden_size=32, num_attention_heads=4, layer_attention_heads=[4, 3, 4]
     )
     config = parse(DistillationConfig, keys, "test")
-    layout = caching.layout_of(config, [teacher, teacher], {"mlm": 1000, "pos": 20}, 64)
+    layout = caching.layout_of(config, [teacher, teacher], {"mlm": 1000, "pos": 20}, "top", 64)
     assert layout.heads == ({"mlm": 1000, "pos": 20},) * 2
     assert layout.sources == (
         {("hidden", 0): 32, ("hidden", 2): 32},
@@ -227,5 +247,5 @@ def test_it_is_of_one_teacher_corpus_and_masking(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_foreseen(tmp_path: Path) -> None:
     refuse_full_disk(tmp_path / "not" / "there", 10)
-    with pytest.raises(ConfigError, match=r"grow to 953674\.3 GiB.*teacher_cache_top_k"):
+    with pytest.raises(ConfigError, match=r"grow to 953674\.3 GiB.*teacher_cache_logits=top"):
         refuse_full_disk(tmp_path, 1024e12)

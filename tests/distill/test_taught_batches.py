@@ -12,7 +12,7 @@ from lert_ds.corpora import open_folders
 from lert_ds.train.trainer import TrainConfig
 
 SEED, BATCH = 3, 4
-HEADS = Layout(({"pos": 3},), ({},), 8)
+HEADS = Layout(({"pos": 3},), ({},), "bytes")
 
 
 def stream(folder: Path, masks: int, samples: int = 0, cache: TeacherCache | None = None) -> Any:
