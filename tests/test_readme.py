@@ -28,6 +28,7 @@ CONFIGURED = {
     "recover": RecoverRun,
     "export": ExportConfig,
     "benchmark": BenchmarkConfig,
+    "benchmark pretrain": PretrainRun,
 }
 
 
@@ -48,6 +49,8 @@ def test_a_command_names_what_there_is(line: str) -> None:
     if "lert_ds" in words:
         words = words[words.index("lert_ds") :]
     _, command, *arguments = words
+    if f"{command} {arguments[0]}" in cli.COMMANDS:
+        command = f"{command} {arguments.pop(0)}"
     assert command in cli.COMMANDS
     if command == "finetune":
         name, model, *overrides = (word for word in arguments if not word.startswith("-"))
