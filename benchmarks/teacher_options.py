@@ -7,6 +7,10 @@ One student (2 layers of 64, from its teacher's weights), one teacher, the same 
 `teacher_cache`. Told is what each student reaches on the held-out part of the corpus, beside a
 student whose only difference is its seed: a difference smaller than that is none. The temperature
 is MiniRBT's 8, at which most of a distribution lies outside of its largest logits.
+
+Before that, without any training (`--gradients` stops there): how far the gradient of the KL on a
+student's logits is from that of the whole logits in fp32, by temperature. The student there is half
+its teacher, with noise.
 """
 
 import argparse
@@ -16,10 +20,22 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from distill.answers import from_bytes, keep_top, to_bytes, top_loss
+from distill.int8_teacher import to_int8
+from distill.losses import kd_kl_loss
+from lert_ds import model_dir
+from lert_ds.corpora import open_folders
 from lert_ds.machine import description
+from lert_ds.modeling_lert import LertForPreTraining
+from lert_ds.pretraining_objective import masked_logits
 
 BIN = Path(sys.executable).parent
 FRESH, ONE_MASK = "masked anew each epoch", "masks of one epoch"
@@ -63,6 +79,49 @@ def distil(options: argparse.Namespace, folder: Path, case: list[str], seed: int
     return {name: summary["valid"][name] for name in METRICS if name in summary["valid"]}
 
 
+@torch.no_grad()
+def gradients(teacher: Path, corpus: Path) -> dict[str, Any]:
+    """Return |g - whole g| / |whole g| and their cosine, by temperature and way of keeping."""
+    model, _ = model_dir.load(teacher, LertForPreTraining)
+    batch = next(iter(open_folders([corpus], []).evaluation(64)))
+    logits = masked_logits(model.eval(), batch)["mlm"]
+    to_int8(model)
+    rounded = masked_logits(model, batch)["mlm"]
+    noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+    student = (logits + logits.mean(0)) / 2 + 0.3 * logits.std() * noise
+
+    def gradient(loss: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            leaf = student.clone().requires_grad_()
+            (found,) = torch.autograd.grad(loss(leaf), leaf)
+        return found
+
+    found: dict[str, Any] = {"rows and classes": list(logits.shape)}
+    for temperature in (1.0, 2.0, 4.0, 8.0):
+        plain = partial(kd_kl_loss, logits_T=logits, temperature=temperature)
+        whole = gradient(plain).double()
+        ways = {
+            "int8": partial(kd_kl_loss, logits_T=rounded, temperature=temperature),
+            "bytes": partial(
+                kd_kl_loss, logits_T=from_bytes(*to_bytes(logits)), temperature=temperature
+            ),
+            **{
+                f"the {k} largest": partial(
+                    top_loss, teacher=keep_top(logits, k, temperature), temperature=temperature,
+                    squared=False, less_entropy=True,
+                )
+                for k in (16, 64, 256, 1024)
+            },
+        }  # fmt: skip
+        for way, loss in ways.items():
+            one = gradient(loss).double()
+            found.setdefault(f"temperature {temperature:g}", {})[way] = {
+                "error": round(float((one - whole).norm() / whole.norm()), 4),
+                "cosine": round(float((one * whole).sum() / one.norm() / whole.norm()), 4),
+            }
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", type=Path, required=True, help="a model folder")
@@ -70,13 +129,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="of 16 instances")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--core", type=int, default=0, help="to run on")
+    parser.add_argument("--gradients", action="store_true", help="train nothing")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     found: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/teacher_options.py", *sys.argv[1:]]),
         "machine": description(),
     }
-    for name, case in CASES.items():
+    torch.set_num_threads(1)
+    found["gradients"] = gradients(options.teacher, options.corpus)
+    for name, case in () if options.gradients else CASES.items():
         students = []
         for seed in range(1, options.seeds + 1):
             with tempfile.TemporaryDirectory() as folder:
