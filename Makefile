@@ -55,7 +55,7 @@ TEXT = corpus='["$(CORPORA)", "$(CORPORA)-annotated"]' $(EVALUATED)
 ON = $(TEXT) $(EVERY) \
 	deepspeed=ds_configs/cpu_$(PRECISION).json overwrite=true
 
-.PHONY: quickstart test test-slow test-tf check setup chaos bench bench-gpu bench-tasks host-tools clean
+.PHONY: quickstart test test-slow test-tf check setup chaos bench bench-bert bench-gpu bench-tasks host-tools clean
 
 setup: $(READY)
 
@@ -133,6 +133,17 @@ endif
 	@echo; echo "corpus: $(CORPORA)/statistics.md   curves: $(RUN)/report.html"
 	@echo "model: $(RUN)/model   for the edge: $(EDGE)   table: $(RUN)-benchmark/report.html"
 
+# Google BERT's script, at a fixed commit, in an environment of its own.
+BERT := runs/google-bert
+bench-bert: $(READY)
+	test -d $(BERT)/code || git clone https://github.com/google-research/bert $(BERT)/code
+	git -C $(BERT)/code checkout --quiet eedf5716ce1268e56f0a50264a88cafad334ac61
+	test -d $(BERT)/venv || python3 -m venv $(BERT)/venv
+	$(BERT)/venv/bin/pip install --quiet tensorflow-cpu==2.21.0 six==1.17.0
+	$(BIN)/python benchmarks/preparing_beside_bert.py --text "$(BENCH_TEXT)" \
+		--vocabulary "$(BENCH_VOCABULARY)" --bert $(BERT)/code \
+		--bert-python $(BERT)/venv/bin/python --output benchmarks/results/preparing-bert.json
+
 bench: $(READY)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/lert-ds prepare prepare-quickstart input="$(BENCH_TEXT)" tokenizer="$(BENCH_VOCABULARY)" \
@@ -154,6 +165,12 @@ bench: $(READY)
 		--output benchmarks/results/distilling-128.json
 	$(BIN)/python benchmarks/distilling.py --corpus corpora/bench --steps 4 \
 		--pair "LERT-base → LERT-small" --output benchmarks/results/distilling-512.json
+	$(BIN)/python benchmarks/distilling.py --corpus corpora/bench-128 --kd \
+		--pair "LERT-base → LERT-small" --output benchmarks/results/distilling-128-kd.json
+	$(BIN)/python benchmarks/teacher_options.py --teacher $(RUN)/model --corpus $(CORPORA) \
+		--output benchmarks/results/teacher-options.json
+	$(BIN)/python benchmarks/ltp_batches.py --text "$(BENCH_TEXT)" \
+		--output benchmarks/results/ltp-batches.json
 	$(BIN)/python benchmarks/distilling.py --corpus corpora/bench-128 --parity \
 		--output benchmarks/results/distilling-parity.json
 	$(BIN)/python benchmarks/textpruner_parity.py --model $(RUN)/model --corpus $(CORPORA)/held_out \
