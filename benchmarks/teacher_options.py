@@ -6,7 +6,8 @@ One student (2 layers of 64, from its teacher's weights), one teacher, the same 
 `lert-ds distill` several times that differ in nothing but the teacher's precision or
 `teacher_cache`. Told is what each student reaches on the held-out part of the corpus, beside a
 student whose only difference is its seed: a difference smaller than that is none. The temperature
-is MiniRBT's 8, at which most of a distribution lies outside of its largest logits.
+is MiniRBT's 8, at which most of a distribution lies outside of its largest logits, and KD is all that
+is learnt from: beside the loss on the labels its gradient, over 8, would hardly count.
 
 Before that, without any training (`--gradients` stops there): how far the gradient of the KL on a
 student's logits is from that of the whole logits in fp32, by temperature. The student there is half
@@ -50,7 +51,7 @@ CASES: dict[str, list[str]] = {
         ]
         for k in (1024, 64)
     },
-    f"no teacher, {FRESH}": ["labels_only=true"],
+    f"no teacher, {FRESH}": ["labels_only=true", "distillation.hard_label_weight=1"],
 }  # fmt: skip
 METRICS = ("mlm/loss", "mlm/accuracy", "mlm/kl", "mlm/agreement")
 
@@ -63,7 +64,7 @@ def distil(options: argparse.Namespace, folder: Path, case: list[str], seed: int
         "distill-quickstart", f"teacher={options.teacher.resolve()}",
         f"corpus={options.corpus.resolve()}", f"output={folder / 'run'}", "overwrite=true",
         "deepspeed=ds_configs/zero0_fp32.json", "teacher_precision=fp32", "lip.tasks=[]",
-        "distillation={temperature=8, hard_label_weight=1, intermediate_matches=[]}",
+        "distillation={temperature=8, intermediate_matches=[]}",
         f"train.steps={options.steps}", "train.batch_size=16", "train.micro_batch_size=16",
         f"train.evaluate_every={options.steps}", "train.save_every=0", "train.data_workers=0",
         f"seed={seed}", *keys,
