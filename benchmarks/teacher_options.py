@@ -6,8 +6,8 @@ One student (2 layers of 64, from its teacher's weights), one teacher, the same 
 `lert-ds distill` several times that differ in nothing but the teacher's precision or
 `teacher_cache`. Told is what each student reaches on the held-out part of the corpus, beside a
 student whose only difference is its seed: a difference smaller than that is none. The temperature
-is MiniRBT's 8, at which most of a distribution lies outside of its largest logits, and KD is all that
-is learnt from: beside the loss on the labels its gradient, over 8, would hardly count.
+is MiniRBT's 8, at which most of a distribution lies outside of its largest logits, and KD is all
+that is learnt from: beside the loss on the labels its gradient, over 8, would hardly count.
 
 Before that, without any training (`--gradients` stops there): how far the gradient of the KL on a
 student's logits is from that of the whole logits in fp32, by temperature. The student there is half
