@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lert_ds.errors import ConfigError
+from lert_ds.machine import sums_of_bytes_overflow
 
 
 def _largest_byte() -> int:
-    return 255 if torch.cpu._is_vnni_supported() else 127
+    return 127 if sums_of_bytes_overflow() else 255
 
 
 class Rounding:

@@ -42,6 +42,14 @@ def multiplies_bf16(device: "torch.device") -> bool:
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
+def sums_of_bytes_overflow() -> bool:
+    """Return whether the processor adds two products of bytes in 16 bits: x86 without VNNI."""
+    import torch
+
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return is_x86 and not torch.cpu._is_vnni_supported()
+
+
 def processor_features() -> tuple[str, ...]:
     """Return the processor's name and instruction sets: what a program built for it depends on."""
     path = Path("/proc/cpuinfo")

@@ -55,9 +55,9 @@ class ExportConfig(Config):
     faster where the vocabulary is large, but not the interface of transformers.js and optimum."""
     int8: bool = True
     """Write the int8 graph too."""
-    reduce_range: bool = False
+    reduce_range: bool | None = None
     """onnx, int8: weights of 7 bits, for x86 processors without VNNI, whose sums of 8 bits
-    overflow."""
+    overflow; by default where this machine's processor is one."""
     fuse: bool = True
     """onnx: use ONNX Runtime's own operators; false: standard ones alone, which other runtimes
     read."""

@@ -43,3 +43,20 @@ def test_a_processor_is_known_by_its_instructions(
     assert features_of("model name\t: A\nflags\t\t: avx2 sse\n") == one  # in whatever order
     assert features_of("model name\t: A\nflags\t\t: sse avx2 amx_tile\n") != one
     assert "asimd fp" in features_of("Features\t: fp asimd\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "vnni", "overflow"),
+    [
+        ("x86_64", False, True),
+        ("AMD64", False, True),
+        ("x86_64", True, False),
+        ("aarch64", False, False),
+    ],
+)  # fmt: skip
+def test_bytes_overflow_on_x86_without_vnni(
+    monkeypatch: pytest.MonkeyPatch, kind: str, vnni: bool, overflow: bool
+) -> None:
+    monkeypatch.setattr(machine.platform, "machine", lambda: kind)
+    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: vnni)
+    assert machine.sums_of_bytes_overflow() is overflow
