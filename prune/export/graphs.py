@@ -9,7 +9,6 @@ import torch
 
 from lert_ds.edge.folder import GRAPHS, OPENVINO_GRAPHS, GraphName
 from lert_ds.errors import ConfigError
-from lert_ds.machine import sums_of_bytes_overflow
 from prune.export.check import Inputs, Outputs, Run
 from prune.export.export_config import ExportConfig, Format
 
@@ -101,10 +100,7 @@ def _write_onnx(model: Any, settings: ExportConfig, places: dict[GraphName, Path
     )
     onnx_graph.save(program, places["fp32"])
     if settings.int8:
-        reduce_range = settings.reduce_range
-        if reduce_range is None:
-            reduce_range = sums_of_bytes_overflow()
-        int8 = onnx_graph.quantize(program, reduce_range=reduce_range)
+        int8 = onnx_graph.quantize(program, reduce_range=settings.reduce_range)
         onnx_graph.save(int8, places["int8"])
 
 

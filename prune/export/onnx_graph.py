@@ -18,6 +18,7 @@ from transformers.exporters import (
 )
 from transformers.exporters.configs import ExportFormat
 
+from lert_ds.machine import sums_of_bytes_overflow
 from prune.export import exporters, fast_norms, int8_tables
 from prune.export.exporters import AXES
 
@@ -50,7 +51,7 @@ def to_onnx(
     return program
 
 
-def quantize(program: onnx_ir.Model, *, reduce_range: bool = False) -> onnx_ir.Model:
+def quantize(program: onnx_ir.Model, *, reduce_range: bool | None = None) -> onnx_ir.Model:
     """Return `program` with int8 weights; `program` stays as it is.
 
     What runs at every position multiplies in int8: a scale and a zero a channel for the weights
@@ -60,7 +61,7 @@ def quantize(program: onnx_ir.Model, *, reduce_range: bool = False) -> onnx_ir.M
 
     Args:
         program: An fp32 graph.
-        reduce_range: Weights of 7 bits, for x86 processors without VNNI.
+        reduce_range: Weights of 7 bits, for x86 processors without VNNI; None: where this is one.
     """
     own = program.clone()
     _make_quantizable(own)
@@ -73,7 +74,7 @@ def quantize(program: onnx_ir.Model, *, reduce_range: bool = False) -> onnx_ir.M
             op_types_to_quantize=["MatMul"],
             nodes_to_exclude=heads,
             per_channel=True,
-            reduce_range=reduce_range,
+            reduce_range=sums_of_bytes_overflow() if reduce_range is None else reduce_range,
             extra_options={"WeightSymmetric": False},
         )
     )
