@@ -12,10 +12,8 @@ chart a question stands beside the JSON: `growth-length.svg`, ….
 import argparse
 import itertools
 import json
-import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import preparing
+from commands import execute
 
 from lert_ds.data.loader import training_batches
 from lert_ds.data.masking import MaskingConfig
@@ -32,7 +31,6 @@ from lert_ds.data.shards import Corpus
 from lert_ds.machine import description
 from lert_ds.report.scatter import Point, scatter
 
-ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 STYLE = (
     "<style>text{font:12px sans-serif}.rule{stroke:#ddd}.dot{fill:#2563eb}"
@@ -50,16 +48,11 @@ def measure(words: list[str], steps: int, processes: int = 1) -> dict[str, Any]:
             else [str(BIN / "deepspeed"), "--num_gpus", str(processes), "--module", "lert_ds"]
         )
         command = [
-            "taskset", "--cpu-list", f"0-{processes - 1}", *launcher, "benchmark", "pretrain",
-            "pretrain-small", "corpus=none", f"output={folder}/run", *words,
-            "--steps", str(steps), "--warm-up", "1", "--json", str(result),
+            *launcher, "benchmark", "pretrain", "pretrain-small", "corpus=none",
+            f"output={folder}/run", *words, "--steps", str(steps), "--warm-up", "1",
+            "--json", str(result),
         ]  # fmt: skip
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        )  # fmt: skip
-        if done.returncode:
-            sys.exit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+        execute(command, processes)
         found: dict[str, Any] = json.loads(result.read_text("utf-8"))
     return found
 

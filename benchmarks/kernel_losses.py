@@ -10,17 +10,16 @@ is the spread between seeds.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from commands import execute
+
 from lert_ds.machine import description
 
-ROOT = Path(__file__).parents[1]
 SIDES = {
     "fused": [],
     "plain": [
@@ -40,12 +39,7 @@ def train(words: list[str], seed: int, options: argparse.Namespace) -> dict[str,
             "train.report_every=10", f"train.evaluate_every={options.steps}",
             "train.save_every=0", "train.data_workers=0", *words,
         ]  # fmt: skip
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        )  # fmt: skip
-        if done.returncode:
-            sys.exit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+        execute(command)
         lines = Path(folder, "run/metrics.jsonl").read_text("utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     (valid,) = (record for record in records if record["kind"] == "valid")

@@ -14,9 +14,7 @@ LERT-small at length 512, and four layers of LERT-large. bf16 where the processo
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -24,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from commands import ROOT, execute
 
 from lert_ds.machine import description, multiplies_bf16
 
-ROOT = Path(__file__).parents[1]
 LENGTH = 512
 MODELS = {
     "LERT-small": (["--size", "small"], ["architecture.size=small"], 4),
@@ -69,18 +67,6 @@ def peer(
     ]  # fmt: skip
     found: dict[str, Any] = json.loads(execute(command).splitlines()[-1])
     return found
-
-
-def execute(command: list[str]) -> str:
-    """Run a command with one thread on the first core and return what it printed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(
-        ["taskset", "--cpu-list", "0", *command],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    return done.stdout
 
 
 def compare(

@@ -29,6 +29,7 @@ from lert_ds import arithmetic, cli, distributed, model_dir, run_folder, trainin
 from lert_ds.config import dump
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError
+from lert_ds.kernels.apply import Kernels
 from lert_ds.train.engine import device
 from lert_ds.train.peers import Peers
 from lert_ds.training_data import DataFacts, TrainingData
@@ -87,7 +88,7 @@ def distill(config: DistillRun) -> None:
     ]
     torch.manual_seed(config.seed)  # the same first weights on every process
     student = make_student(config.student, plan.student, models[0])
-    training.set_up_model(config, student)
+    kernels = training.set_up_model(config, student, lengths_vary=config.task is not None)
     subject.prepare(student)
     with run_folder.prepared(config, data) as peers:
         logger.info(_explain(plan, processes))
@@ -112,7 +113,7 @@ def distill(config: DistillRun) -> None:
             trained = training.fit(
                 config,
                 objective,
-                _repeating(plan, cache),
+                _training_data(plan, kernels, cache),
                 plan.numbers,
                 peers,
                 best_by=subject.best_by,
@@ -157,11 +158,13 @@ def _open_cache(plan: _Plan, peers: Peers) -> TeacherCache | None:
     )
 
 
-def _repeating(plan: _Plan, cache: TeacherCache | None) -> TrainingData:
-    """Return a run's data, with masks that come round again where the configuration says so."""
-    if plan.cache is None:
+def _training_data(plan: _Plan, kernels: Kernels, cache: TeacherCache | None) -> TrainingData:
+    """Return a run's data: batches for its kernels, and masks that come round where it says so."""
+    if not isinstance(plan.subject, OnCorpus):
         return plan.subject.data
-    corpora = cast(OnCorpus, plan.subject).data
+    corpora = plan.subject.data.for_kernels(kernels)
+    if plan.cache is None:
+        return corpora
     return RepeatingCorpora(**vars(corpora), masks=plan.run.teacher_cache_masks, cache=cache)
 
 

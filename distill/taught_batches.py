@@ -18,9 +18,7 @@ from torch import Tensor
 
 from distill.answers import Answer
 from distill.teacher_cache import Rows, TeacherCache
-from lert_ds import distributed
 from lert_ds.corpora import Corpora
-from lert_ds.data.loader import training_batches
 from lert_ds.data.sampler import MicroBatches, Samples
 from lert_ds.objective import Batch
 from lert_ds.train.trainer import Data, TrainConfig
@@ -82,31 +80,25 @@ class RepeatingCorpora(Corpora):
     cache: TeacherCache | None = None
     """What the teachers said; None where they are not asked in training."""
 
+    def micro_batches(
+        self, train: TrainConfig, seed: int, micro_batch_size: int, samples: int
+    ) -> _Repeating:
+        """Return which instances this process takes, and with which masks."""
+        found = super().micro_batches(train, seed, micro_batch_size, samples)
+        return _Repeating(**vars(found), masks=self.masks)
+
     def batches(self, train: TrainConfig, seed: int, micro_batch_size: int) -> Data:
-        """Return this process's batches of a run."""
+        """Return this process's batches of a run, with what its teachers said of them."""
+        found, cache = super().batches(train, seed, micro_batch_size), self.cache
+        if cache is None:
+            return found
 
-        def training(_step: int, samples: int) -> Iterator[tuple[int, Any]]:
-            micro_batches = _Repeating(
-                corpus_size=len(self.train),
-                seed=seed,
-                batch_size=train.batch_size,
-                micro_batch_size=micro_batch_size,
-                rank=distributed.rank(),
-                world_size=distributed.world_size(),
-                start=samples,
-                masks=self.masks,
-            )
-            found = training_batches(
-                self.train,
-                self.masking,
-                micro_batches,
-                batching=self.batching,
-                workers=train.data_workers,
-                pin_memory=torch.cuda.is_available(),
-            )
-            return found if self.cache is None else self._taught(found, micro_batches, self.cache)
+        def training(step: int, samples: int) -> Iterator[tuple[int, Any]]:
+            micro_batches = self.micro_batches(train, seed, micro_batch_size, samples)
+            batches = cast(Iterator[tuple[int, Batch]], found.training(step, samples))
+            return self._taught(batches, micro_batches, cache)
 
-        return super().batches(train, seed, micro_batch_size)._replace(training=training)
+        return found._replace(training=training)
 
     def _taught(
         self,

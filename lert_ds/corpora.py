@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from lert_ds.data.rows import RowLengths
 from lert_ds.data.sampler import MicroBatches
 from lert_ds.data.shards import HELD_OUT, MANIFEST, Corpus
 from lert_ds.errors import ConfigError, CorpusError
+from lert_ds.kernels.apply import Kernels
 from lert_ds.labels import IGNORE_INDEX
 from lert_ds.model_source import resolve
 from lert_ds.objective import Batch
@@ -75,8 +77,10 @@ class Corpora:
         valid = None if self.valid is None else in_vocabulary_of(self.valid, folder)
         return Corpora(train, valid, folder, self.masking, self.batching)
 
-    def with_padding(self) -> "Corpora":
-        """Return these in batches of one shape, whose padding is not cut."""
+    def for_kernels(self, kernels: Kernels) -> Self:
+        """Return these in batches of one shape where each shape would be compiled anew."""
+        if kernels.compile == "off":
+            return self
         return replace(self, batching=replace(self.batching, keep_padding=True))
 
     def batches(self, train: TrainConfig, seed: int, micro_batch_size: int) -> Data:
@@ -86,19 +90,10 @@ class Corpora:
         """
 
         def training(step: int, samples: int) -> Iterator[tuple[int, Batch]]:
-            micro_batches = MicroBatches(
-                corpus_size=len(self.train),
-                seed=seed,
-                batch_size=train.batch_size,
-                micro_batch_size=micro_batch_size,
-                rank=distributed.rank(),
-                world_size=distributed.world_size(),
-                start=samples,
-            )
             return training_batches(
                 self.train,
                 self.masking,
-                micro_batches,
+                self.micro_batches(train, seed, micro_batch_size, samples),
                 lengths=RowLengths(train.length_borders(step, samples)),
                 batching=self.batching,
                 workers=train.data_workers,
@@ -109,6 +104,20 @@ class Corpora:
             return self.evaluation(micro_batch_size, train.length_at(max(step - 1, 0)))
 
         return Data(training, evaluation if self.valid is not None else None)
+
+    def micro_batches(
+        self, train: TrainConfig, seed: int, micro_batch_size: int, samples: int
+    ) -> MicroBatches:
+        """Return which instances this process takes after `samples` of the training."""
+        return MicroBatches(
+            corpus_size=len(self.train),
+            seed=seed,
+            batch_size=train.batch_size,
+            micro_batch_size=micro_batch_size,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            start=samples,
+        )
 
     def evaluation(self, micro_batch_size: int, length: int | None = None) -> Iterator[Batch]:
         """Return this process's held-out batches, in rows of `length` tokens where it is given."""

@@ -16,10 +16,10 @@ from lert_ds.architecture import ArchitectureConfig
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.corpora import Corpora
 from lert_ds.errors import ConfigError
+from lert_ds.kernels.apply import Kernels
 from lert_ds.modeling_lert import LertForPreTraining
 from lert_ds.neighbour_start import start_with_neighbours
 from lert_ds.pretraining_objective import LipConfig, PretrainingObjective
-from lert_ds.train.engine import device
 from lert_ds.training_data import DataFacts
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def start(config: PretrainRun, arguments: argparse.Namespace) -> None:
         cli.print_config(planned.run)
         print(planned.explained)  # noqa: T201
         return
-    pretrain(config, training_run.open_corpora(config))
+    pretrain(config, open_corpora(config))
 
 
 class Planned(NamedTuple):
@@ -76,17 +76,29 @@ class Planned(NamedTuple):
     """The arithmetic as text."""
 
 
+def has_corpus(config: PretrainRun) -> bool:
+    """Return whether any of a run's corpus folders is there."""
+    return any(folder.exists() for folder in config.corpus)
+
+
+def open_corpora(config: PretrainRun) -> Corpora:
+    """Return the corpora of a run, in the vocabulary of the model that it starts from.
+
+    Raises:
+        UserError: one is missing or damaged, or of another tokenizer, length or tag set.
+    """
+    corpora = training_run.open_corpora(config)
+    return corpora if config.init_from is None else corpora.in_vocabulary_of(config.init_from)
+
+
 def work_out(config: PretrainRun, processes: int) -> Planned:
     """Return what a pre-training on `processes` would be; its corpus need not be there yet.
 
     Raises:
         UserError: something does not fit.
     """
-    if any(folder.exists() for folder in config.corpus):
-        corpora = training_run.open_corpora(config)
-        if config.init_from is not None:
-            corpora = corpora.in_vocabulary_of(config.init_from)
-        facts = corpora.facts
+    if has_corpus(config):
+        facts = open_corpora(config).facts
     else:
         facts = DataFacts.assumed(config.architecture.positions)
     config = training_run.with_steps(config, facts.instances)
@@ -101,15 +113,12 @@ def pretrain(config: PretrainRun, corpora: Corpora) -> None:
     Raises:
         UserError: something does not fit; nothing has been changed then.
     """
-    if config.init_from is not None:
-        corpora = corpora.in_vocabulary_of(config.init_from)
     facts, processes = corpora.facts, distributed.world_size()
     config = training_run.with_steps(config, facts.instances)
     model_config, numbers = plan(config, facts, processes)
-    objective = make_objective(config, model_config)
+    objective, kernels = make_objective(config, model_config)
     model = objective.model
-    if training.kernels_of(config, device()).compile == "layers":
-        corpora = corpora.with_padding()  # one shape is compiled, not each length
+    corpora = corpora.for_kernels(kernels)
     with run_folder.prepared(config, corpora) as peers:
         logger.info(training_run.explain(config, numbers, facts, processes))
         trained = training.fit(config, objective, corpora, numbers, peers)
@@ -145,8 +154,10 @@ def plan(
     return model_config, numbers
 
 
-def make_objective(config: PretrainRun, model_config: LertConfig) -> PretrainingObjective:
-    """Return what a run trains, with its first weights and its kernels.
+def make_objective(
+    config: PretrainRun, model_config: LertConfig
+) -> tuple[PretrainingObjective, Kernels]:
+    """Return what a run trains, with its first weights, and the kernels in it.
 
     Raises:
         ConfigError: a kernel that is named cannot run here.
@@ -158,7 +169,8 @@ def make_objective(config: PretrainRun, model_config: LertConfig) -> Pretraining
     if without:
         logger.warning("%s: no tags for %s", config.corpus[0], ", ".join(without))
     lip = config.lip.model_copy(update={"tasks": model_config.tasks})
-    return PretrainingObjective(model, lip, config.train.steps, fused_loss=kernels.loss == "fused")
+    fused_loss = kernels.loss == "fused"
+    return PretrainingObjective(model, lip, config.train.steps, fused_loss=fused_loss), kernels
 
 
 def _make_model(config: PretrainRun, model_config: LertConfig) -> LertForPreTraining:

@@ -54,23 +54,6 @@ class Trained:
     summary: dict[str, Any]
 
 
-def kernels_of(run: TrainingRun, on: torch.device, *, lengths_vary: bool = False) -> Kernels:
-    """Return the kernels of a run on a device.
-
-    Raises:
-        ConfigError: a kernel that is named cannot run here.
-    """
-    stage, precision = deepspeed_config.stage_and_precision(run.deepspeed)
-    return choose(
-        run.kernels,
-        on,
-        stage=stage,
-        half=precision != "fp32",
-        lengths_vary=lengths_vary,
-        parts_documents=isinstance(run, CorpusRun) and not run.attend_across_documents,
-    )
-
-
 def set_up_model(
     run: TrainingRun, model: PreTrainedModel, *, lengths_vary: bool = False
 ) -> Kernels:
@@ -84,7 +67,15 @@ def set_up_model(
     Raises:
         ConfigError: a kernel that is named cannot run here.
     """
-    kernels = kernels_of(run, device(), lengths_vary=lengths_vary)
+    stage, precision = deepspeed_config.stage_and_precision(run.deepspeed)
+    kernels = choose(
+        run.kernels,
+        device(),
+        stage=stage,
+        half=precision != "fp32",
+        lengths_vary=lengths_vary,
+        parts_documents=isinstance(run, CorpusRun) and not run.attend_across_documents,
+    )
     use_kernels(model, kernels)
     logger.info("kernels: %s", kernels.describe())
     if run.train.gradient_checkpointing:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import logging
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +29,6 @@ from lert_ds.kernels.modules import (
     tell,
 )
 from lert_ds.machine import multiplies_bf16
-
-logger = logging.getLogger(__name__)
 
 _ATTENTION = {
     "plain": "sdpa",

@@ -8,7 +8,7 @@ from lert_ds.config import Config
 class KernelsConfig(Config):
     """What computes the parts of a model. No choice changes what is trained, only how fast.
 
-    `auto` is what was measured to be fastest on the device (docs/kernels.md has the figures);
+    `auto` is chosen for the device (docs/kernels.md says what of it was measured);
     `plain` is PyTorch and transformers as they are. Where a kernel cannot do what a model or a run
     asks for, the plain one does it, and a warning says so.
     """

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import torch
 
-from lert_ds import cli, distributed, pretrain, run_folder, training, training_run
+from lert_ds import cli, distributed, pretrain, run_folder, training
 from lert_ds.files import write_json
 from lert_ds.machine import description
 from lert_ds.train.engine import Engine
@@ -27,7 +27,6 @@ from lert_ds.training_benchmark.largest import largest_micro_batch
 from lert_ds.training_benchmark.operations import look
 from lert_ds.training_benchmark.steps import PARTS, Times, take_steps
 from lert_ds.training_benchmark.synthetic_data import SyntheticData
-from lert_ds.training_data import DataFacts
 
 logger = logging.getLogger(__name__)
 
@@ -71,17 +70,15 @@ def measure(config: pretrain.PretrainRun, arguments: argparse.Namespace) -> dict
     Raises:
         UserError: something does not fit together.
     """
-    real = any(folder.exists() for folder in config.corpus)
-    corpora = training_run.open_corpora(config) if real else None
-    facts = corpora.facts if corpora else DataFacts.assumed(config.architecture.positions)
-    config = training_run.with_steps(config, facts.instances)
-    model_config, numbers = pretrain.plan(config, facts, distributed.world_size())
+    real = pretrain.has_corpus(config)
+    config, facts, model_config, numbers, _ = pretrain.work_out(config, distributed.world_size())
     synthetic = SyntheticData(facts, config.masking, not config.attend_across_documents)
     with run_folder.joined(config.train.timeout_seconds):
-        objective = pretrain.make_objective(config, model_config)
+        objective, kernels = pretrain.make_objective(config, model_config)
         engine = Engine(objective, config.optimizer, numbers.tree)
-        data = (corpora or synthetic).batches(config.train, config.seed, numbers.micro_batch_size)
-        batches = data.training(0, 0)
+        data = pretrain.open_corpora(config).for_kernels(kernels) if real else synthetic
+        stream = data.batches(config.train, config.seed, numbers.micro_batch_size)
+        batches = stream.training(0, 0)
         batch_size = config.train.batch_size_at(0)
 
         def steps(count: int) -> Times:
@@ -117,7 +114,7 @@ def measure(config: pretrain.PretrainRun, arguments: argparse.Namespace) -> dict
         "processes": processes,
         "precision": engine.precision,
         "stage": engine.stage,
-        "kernels": asdict(training.kernels_of(config, engine.device)),
+        "kernels": asdict(kernels),
         "first_step_seconds": first_seconds,
         "step_seconds": {"median": times.step_seconds, "all": times.steps},
         "processor_seconds": times.processor,

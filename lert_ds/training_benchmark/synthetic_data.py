@@ -1,9 +1,7 @@
 """Random instances of the shape of a corpus, for a benchmark where there is no corpus."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -25,7 +23,7 @@ SAMPLES = 8
 
 @dataclass(frozen=True)
 class SyntheticData:
-    """Full instances of random ids with random labels; a `TrainingData` without a folder.
+    """Full instances of random ids with random labels.
 
     What a step costs does not depend on the ids: every instance is full and has its whole budget of
     masked tokens, as packed text has. Losses mean nothing.
@@ -35,16 +33,6 @@ class SyntheticData:
     masking: MaskingConfig
     parts_documents: bool = False
     """Whether an instance is of several documents, which do not see each other."""
-
-    @property
-    def tokenizer_folder(self) -> Path:
-        """None is there."""
-        raise AssertionError("synthetic data has no tokenizer")
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of nothing."""
-        return hashlib.sha256().hexdigest()
 
     def batches(self, train: TrainConfig, seed: int, micro_batch_size: int) -> Data:
         """Return this process's batches, the same ones over and over."""
@@ -91,10 +79,3 @@ class SyntheticData:
             size = max(1, length // DOCUMENTS)
             ends = torch.arange(size, instances * length + 1, size, dtype=torch.int32)
         return Batch(ids, None, positions.flatten(), labels, tags, ends)
-
-    def baselines(self) -> dict[str, dict[str, float]]:
-        """Return nothing."""
-        return {}
-
-    def verify(self, place: int, count: int) -> None:
-        """Do nothing: there is nothing to damage."""

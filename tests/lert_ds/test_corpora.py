@@ -1,13 +1,19 @@
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lert_ds import training_run
 from lert_ds.data.shards import HELD_OUT, Corpus
+from lert_ds.kernels.apply import choose
+from lert_ds.kernels.kernels_config import KernelsConfig
 from lert_ds.labels import IGNORE_INDEX
+
+KERNELS = choose(KernelsConfig(), torch.device("cpu"))
 
 
 def test_baselines_are_of_the_held_out_text(run_on: Any, tiny_corpus: Path, tmp_path: Path) -> None:
@@ -66,5 +72,7 @@ def test_documents_part_where_the_run_says_so(
         assert data.evaluation is not None
         batches = [next(data.training(0, 0))[1], next(iter(data.evaluation(0)))]
         assert [batch.document_ends is not None for batch in batches] == [part, part]
-        assert corpora.with_padding().batching.part_documents is part
-        assert corpora.with_padding().batching.keep_padding
+        assert corpora.for_kernels(KERNELS) is corpora
+        compiled = corpora.for_kernels(replace(KERNELS, compile="layers"))
+        assert compiled.batching.part_documents is part
+        assert compiled.batching.keep_padding
