@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertForMaskedLM
 
-from lert_ds import model_dir
+from lert_ds import model_dir, training
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.labels import LTP_TAGS
 from lert_ds.modeling_lert import LertForPreTraining
@@ -146,6 +146,17 @@ def test_a_checkpoint_holds_projections_and_no_teacher(
     names = {tuple(name.split("/")) for name in saved}
     assert {kind for kind, _ in names} == {"weights", "exp_avg", "exp_avg_sq"}
     assert {name.split(".")[0] for _, name in names} == {"student", "projections"}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_batches_have_one_shape_where_layers_are_compiled(
+    distil: Distil, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    given = []
+    monkeypatch.setattr(training, "fit", lambda *arguments, **_: given.append(arguments[2]))
+    distil(f"kernels.compile={'layers' if compiled else 'off'}")
+    (data,) = given
+    assert data.batching.keep_padding is compiled
 
 
 def test_labels_only_trains_the_same_student_without_its_teacher(
