@@ -90,6 +90,8 @@ def choose(
     Raises:
         ConfigError: a library or an instruction set that is named is not there.
     """
+    if config.fp8 != "off":
+        _check_fp8(device)  # before anything is built
     asked = dict(config)
     on_gpu = device.type == "cuda"
     defaults = dict(_COMPILED if on_gpu or config.compile == "layers" else _CPU)
@@ -112,8 +114,6 @@ def choose(
         _check_on_gpu(names)
     else:
         _check_on_processor(names)
-    if config.fp8 != "off":
-        _check_fp8(device)
     graphs = config.cuda_graphs and on_gpu and names["compile"] != "off"
     if config.cuda_graphs and not graphs:
         tell("cuda_graphs: only compiled layers on a GPU are replayed: off")
