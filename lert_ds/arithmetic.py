@@ -1,6 +1,7 @@
 """What a training costs, by formula: operations and memory; for --dry-run and the MFU."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -40,21 +41,33 @@ def measured_peak_flops(device: torch.device, dtype: torch.dtype, repeats: int =
     """Return the operations a second of a large matrix product on `device`: what an MFU of 1 is.
 
     The best of `repeats` after a warm-up, since other work on the machine can only slow one down:
-    about a quarter of a second on a processor core, 20 ms on a GPU.
+    about a quarter of a second on a processor core, 20 ms on a GPU. A processor without
+    instructions for `dtype` takes seconds for one such product (bf16 with AVX2: 1.6 s), so there
+    the product grows to its size from a small one, and stops growing where it takes 10 ms.
     """
-    size = 8192 if device.type == "cuda" else 1024
-    left = torch.randn(size, size, device=device).to(dtype)
-    right = torch.randn(size, size, device=device).to(dtype)
 
-    def seconds() -> float:
-        started = time.perf_counter()
-        torch.mm(left, right)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - started
+    def product(size: int) -> tuple[float, Callable[[], float]]:
+        left = torch.randn(size, size, device=device).to(dtype)
+        right = torch.randn(size, size, device=device).to(dtype)
 
-    seconds()  # the first one chooses and loads its kernel
-    return 2.0 * size**3 / min(seconds() for _ in range(repeats))
+        def seconds() -> float:
+            started = time.perf_counter()
+            torch.mm(left, right)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            return time.perf_counter() - started
+
+        seconds()  # the first one chooses and loads its kernel
+        return 2.0 * size**3, seconds
+
+    if device.type == "cuda":
+        operations, seconds = product(8192)
+        return operations / min(seconds() for _ in range(repeats))
+    for size in (128, 256, 512, 1024):
+        operations, seconds = product(size)
+        if seconds() > 0.01:
+            break
+    return operations / min(seconds() for _ in range(repeats))
 
 
 @dataclass(frozen=True)
