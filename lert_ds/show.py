@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lert_ds.data.masking import MaskingConfig, VocabularyFacts, instance_generator, mask
+from lert_ds.data.draws import Draws
+from lert_ds.data.masking import MaskingConfig, VocabularyFacts, mask
 from lert_ds.data.shards import Corpus, Instance
 from lert_ds.errors import ConfigError, CorpusError
 from lert_ds.labels import IGNORE_INDEX, TASKS, TagSets
@@ -82,7 +83,7 @@ def _describe_masked(
     instance: Instance, pieces: Sequence[str], facts: VocabularyFacts
 ) -> list[str]:
     """Return the instance as it may be masked in a training."""
-    masked = mask(instance, instance_generator(0, 0, 0), MaskingConfig(), facts)
+    masked = mask(instance, Draws(0, 0, 0), MaskingConfig(), facts)
     chosen = set(masked.positions.tolist())
     shown = [
         f"⟦{pieces[token]}⟧" if place in chosen else pieces[token]

@@ -1,8 +1,7 @@
 """A corpus to the batches of a training or an evaluation.
 
     number of a micro-batch
-      ─sampler→ (epoch, index) ─shards→ Instance ─masking→ MaskedInstance ┐
-                (epoch, index) ─shards→ Instance ─masking→ MaskedInstance ┴─assemble→ Batch
+      ─sampler→ Samples ─shards→ Rows ─masking→ MaskedRows ─assemble→ Batch
 
 Only the number goes to a worker process, and it decides everything, so the stream is the same for
 any number of workers. In a phase of shorter rows an instance is cut before it is masked (rows.py).
@@ -26,16 +25,11 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lert_ds.data.masking import (
-    MaskedInstance,
-    MaskingConfig,
-    VocabularyFacts,
-    instance_generator,
-    mask,
-)
+from lert_ds.data.masking import MaskedRows, MaskingConfig, VocabularyFacts
+from lert_ds.data.native_masking import mask_rows
 from lert_ds.data.rows import AS_THE_CORPUS, RowLengths, cut, masking_of_rows
 from lert_ds.data.sampler import MicroBatches, Samples, in_order
-from lert_ds.data.shards import Corpus, Instance
+from lert_ds.data.shards import Array, Corpus, Rows
 from lert_ds.errors import CorpusError, UserError
 from lert_ds.objective import Batch
 
@@ -83,26 +77,21 @@ class Collator:
         With a `length` they are cut to rows of so many tokens, and none of the padding is: batches
         of as many instances then have one shape.
         """
-        instances, masked = [], []
         of_instance = self.corpus.length
+        rows = cut(self.corpus.rows(samples.indices), length or of_instance, self.vocabulary)
         masking = masking_of_rows(self.masking, length or of_instance, of_instance)
-        for epoch, index in zip(samples.epochs.tolist(), samples.indices.tolist(), strict=True):
-            generator = instance_generator(self.seed, epoch, index)
-            for row in cut(self.corpus[index], length or of_instance, self.vocabulary):
-                instances.append(row)
-                masked.append(self._known(mask(row, generator, masking, self.vocabulary)))
-        return self._assemble(instances, masked, length)
+        masked = mask_rows(rows, samples, self.seed, masking, self.vocabulary)
+        return self._assemble(rows, self._known(rows, masked), length)
 
     def collate_unmasked(self, length: int | None = None) -> Batch:
         """Return a batch of one instance with nothing to predict: it counts nowhere."""
-        rows = cut(self.corpus[0], length or self.corpus.length, self.vocabulary)
+        first = self.corpus.rows(np.zeros(1, dtype=np.int64))
+        rows = cut(first, length or self.corpus.length, self.vocabulary)
         nothing = np.zeros(0, dtype=np.int64)
-        masked = [MaskedInstance(row.input_ids, nothing, row.input_ids[nothing]) for row in rows]
+        masked = MaskedRows(rows.input_ids.astype(np.int64), nothing)
         return self._assemble(rows, masked, length)
 
-    def _assemble(
-        self, rows: Sequence[Instance], masked: Sequence[MaskedInstance], length: int | None
-    ) -> Batch:
+    def _assemble(self, rows: Rows, masked: MaskedRows, length: int | None) -> Batch:
         keep = self.batching.keep_padding or length is not None
         batch = assemble(rows, masked, self.vocabulary.pad_id, cut_padding=not keep)
         if not self.batching.part_documents:
@@ -110,49 +99,34 @@ class Collator:
         ends = document_ends(batch.input_ids.numpy(), self.vocabulary.special_ids["sep"])
         return batch._replace(document_ends=torch.from_numpy(ends))
 
-    def _known(self, row: MaskedInstance) -> MaskedInstance:
+    def _known(self, rows: Rows, masked: MaskedRows) -> MaskedRows:
         if not self.corpus.is_renumbered or self.with_missing:
-            return row
+            return masked
         # To learn [UNK] would be to learn to say nothing.
-        known = row.labels != self.vocabulary.special_ids["unk"]
-        return row._replace(positions=row.positions[known], labels=row.labels[known])
+        labels = rows.input_ids.reshape(-1)[masked.positions]
+        known = labels != self.vocabulary.special_ids["unk"]
+        return masked._replace(positions=masked.positions[known])
 
 
-def assemble(
-    instances: Sequence[Instance],
-    masked: Sequence[MaskedInstance],
-    pad_id: int,
-    *,
-    cut_padding: bool = True,
-) -> Batch:
-    """Return masked instances as one batch, cut to the longest unless told otherwise.
+def assemble(rows: Rows, masked: MaskedRows, pad_id: int, *, cut_padding: bool = True) -> Batch:
+    """Return masked rows as one batch, cut to the longest unless told otherwise.
 
     Padding ends every row, so cutting it changes no token; the length is a multiple of 8 or that of
     the corpus.
     """
-    input_ids = np.stack([row.input_ids for row in masked])
-    real = input_ids != pad_id
+    whole = rows.input_ids.shape[1]
+    real = rows.input_ids != pad_id
     places = np.flatnonzero(real.any(axis=0))
     longest = int(places[-1]) + 1 if len(places) else 1
-    length = input_ids.shape[1]
-    if cut_padding:
-        length = min(length, -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+    length = min(whole, -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE) if cut_padding else whole
     real = real[:, :length]
-    offsets = range(0, len(masked) * length, length)
-    positions = [row.positions + offset for row, offset in zip(masked, offsets, strict=True)]
-    tags = {
-        task: [
-            instance.tags[task][row.positions]
-            for instance, row in zip(instances, masked, strict=True)
-        ]
-        for task in instances[0].tags
-    }
+    positions = masked.positions - masked.positions // whole * (whole - length)
     return Batch(
-        input_ids=torch.from_numpy(input_ids[:, :length].astype(np.int64)),
+        input_ids=torch.from_numpy(np.ascontiguousarray(masked.input_ids[:, :length])),
         attention_mask=None if real.all() else torch.from_numpy(real.copy()),
-        masked_positions=torch.from_numpy(np.concatenate(positions)),
-        labels=_join([row.labels for row in masked]),
-        tags={task: _join(classes) for task, classes in tags.items()},
+        masked_positions=torch.from_numpy(positions),
+        labels=_at(rows.input_ids, masked.positions),
+        tags={task: _at(classes, masked.positions) for task, classes in rows.tags.items()},
     )
 
 
@@ -173,8 +147,8 @@ def document_ends(input_ids: npt.NDArray[np.int64], separator: int) -> npt.NDArr
     return np.concatenate([ends, np.full(size - len(ends), len(flat), dtype=np.int32)])
 
 
-def _join(arrays: Sequence[Any]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate(arrays).astype(np.int64))
+def _at(values: Array, positions: npt.NDArray[np.int64]) -> torch.Tensor:
+    return torch.from_numpy(values.reshape(-1)[positions].astype(np.int64))
 
 
 class _TrainingSet(Dataset[Any]):

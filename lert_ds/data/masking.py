@@ -29,12 +29,11 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from lert_ds.config import Config
-from lert_ds.data.shards import Instance, Manifest
+from lert_ds.data.draws import Draws
+from lert_ds.data.sampler import Samples
+from lert_ds.data.shards import Instance, Manifest, Rows
 
 LERT_PREDICTIONS, LERT_LENGTH = 75, 512
-
-MASKING_STREAM = 1
-"""Second key of the generators that mask, so that no other use of the seed meets their numbers."""
 
 NEVER_MASKED = ("pad", "cls", "sep", "mask")
 """Special tokens that stand for no text. [UNK] does: it is part of its word, masked, predicted."""
@@ -75,12 +74,15 @@ class MaskingConfig(Config):
             )
         return self
 
+    def limit(self, length: int) -> int:
+        """Return the most places to predict in an instance of `length` places."""
+        if self.max_predictions is not None:
+            return self.max_predictions
+        return max(1, LERT_PREDICTIONS * length // LERT_LENGTH)
+
     def budget(self, tokens: int, length: int) -> int:
         """Return how many of `tokens` tokens to predict in an instance of `length` places."""
-        limit = self.max_predictions
-        if limit is None:
-            limit = max(1, LERT_PREDICTIONS * length // LERT_LENGTH)
-        return min(limit, max(1, round(self.share * tokens))) if tokens else 0
+        return min(self.limit(length), max(1, round(self.share * tokens))) if tokens else 0
 
 
 @dataclass(frozen=True)
@@ -140,20 +142,43 @@ class MaskedInstance(NamedTuple):
     """uint16 [masked]: the tokens that stood there."""
 
 
-def instance_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Return the generator that masks instance `index` in `epoch`: nothing else decides its draws.
+class MaskedRows(NamedTuple):
+    """Rows ready to be predicted."""
 
-    Philox is counter-based: instance and epoch are the upper words of the counter, so each gets
-    2^128 numbers of its own from the key that the seed is. All three lie in [0, 2^64).
+    input_ids: Integers
+    """int64 [rows, length]: token ids after replacement."""
+    positions: Integers
+    """int64 [masked], ascending: places to predict in the flattened rows."""
+
+
+def mask_rows(
+    rows: Rows,
+    samples: Samples,
+    seed: int,
+    config: MaskingConfig,
+    vocabulary: VocabularyFacts,
+) -> MaskedRows:
+    """Return rows masked one after the other; those of one sample share its draws.
+
+    `native_masking.mask_rows` does the same, faster.
     """
-    counter = np.array([0, 0, index, epoch], dtype=np.uint64)
-    key = np.array([seed, MASKING_STREAM], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(counter=counter, key=key))
+    count, length = rows.input_ids.shape
+    of_each = count // max(len(samples.indices), 1)
+    input_ids = rows.input_ids.astype(np.int64)
+    positions = [np.zeros(0, dtype=np.int64)]
+    keys = zip(samples.epochs.tolist(), samples.indices.tolist(), strict=True)
+    for number, (epoch, index) in enumerate(keys):
+        draws = Draws(seed, epoch, index)
+        for row in range(number * of_each, (number + 1) * of_each):
+            masked = mask(rows.row(row), draws, config, vocabulary)
+            input_ids[row] = masked.input_ids
+            positions.append(masked.positions + row * length)
+    return MaskedRows(input_ids, np.concatenate(positions))
 
 
 def mask(
     instance: Instance,
-    generator: np.random.Generator,
+    draws: Draws,
     config: MaskingConfig,
     vocabulary: VocabularyFacts,
 ) -> MaskedInstance:
@@ -166,17 +191,17 @@ def mask(
     words = find_words(fixed, instance.word_starts if config.whole_word else None)
     budget = config.budget(int(words.sizes.sum()), len(fixed))
     chosen = np.zeros(len(words.starts), dtype=np.bool_)
-    for first, count in choose_ngrams(words, budget, generator, config.ngram_shares):
+    for first, count in choose_ngrams(words, budget, draws, config.ngram_shares):
         chosen[first : first + count] = True
     starts, sizes = words.starts[chosen], words.sizes[chosen]
     ends = sizes.cumsum()
     # The k-th masked token of a word lies k places after the word's first.
     positions = np.arange(ends[-1] if len(ends) else 0) + (starts - ends + sizes).repeat(sizes)
     labels = instance.input_ids[positions]
-    draws = generator.random(len(positions))
-    others = generator.integers(len(vocabulary.replacements), size=len(positions))
-    ids = np.where(draws < config.mask_share, vocabulary.mask_id, vocabulary.replacements[others])
-    kept = draws >= config.mask_share + config.random_share
+    shares = draws.shares(len(positions))
+    others = draws.below(len(vocabulary.replacements), len(positions))
+    ids = np.where(shares < config.mask_share, vocabulary.mask_id, vocabulary.replacements[others])
+    kept = shares >= config.mask_share + config.random_share
     ids[kept] = labels[kept]
     input_ids = instance.input_ids.copy()
     input_ids[positions] = ids
@@ -205,7 +230,7 @@ def find_words(fixed: Bools, word_starts: Bools | None) -> Words:
 
 
 def choose_ngrams(
-    words: Words, budget: int, generator: np.random.Generator, shares: Sequence[float]
+    words: Words, budget: int, draws: Draws, shares: Sequence[float]
 ) -> list[tuple[int, int]]:
     """Return n-grams as (first word, number of words), in the order of their choice.
 
@@ -218,18 +243,23 @@ def choose_ngrams(
     # Equal for words that follow each other with no special token between; then no word at all.
     stretches = (words.starts - before).tolist() + [-1] * len(shares)
     # Every n-gram has a token or more, so a budget of draws is enough.
-    draws = 1 + np.cumsum(shares[:-1]).searchsorted(generator.random(budget), side="right")
-    order = generator.permutation(len(before)).tolist()
+    counts = 1 + borders_of(shares).searchsorted(draws.shares(budget), side="right")
+    order = draws.order(len(before)).tolist()
     sizes = words.sizes.tolist()
     taken = bytearray(len(sizes))
-    ngrams, gap = _place(draws.tolist(), order, sizes, stretches, taken, budget)
+    ngrams, gap = _place(counts.tolist(), order, sizes, stretches, taken, budget)
     if gap:
         _fill(gap, order, sizes, taken, ngrams)
     return ngrams
 
 
+def borders_of(shares: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Return where the lengths of n-grams part [0, 1); float64 [lengths - 1]."""
+    return np.cumsum(np.array(shares, dtype=np.float64))[:-1]
+
+
 def _place(
-    draws: list[int],
+    counts: list[int],
     order: list[int],
     sizes: list[int],
     stretches: list[int],
@@ -243,8 +273,8 @@ def _place(
     """
     ngrams: list[tuple[int, int]] = []
     longest, place = len(stretches), 0
-    for draw in draws:
-        count = draw if draw < longest else longest
+    for wanted in counts:
+        count = wanted if wanted < longest else longest
         misses = 0
         first = order[place]
         while stretches[first] != stretches[first + count - 1] or 1 in taken[first : first + count]:

@@ -16,10 +16,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from lert_ds.data.masking import MaskingConfig, VocabularyFacts
-from lert_ds.data.shards import Instance
+from lert_ds.data.shards import Instance, Rows
 from lert_ds.errors import ConfigError
 from lert_ds.labels import IGNORE_INDEX
 
@@ -61,33 +59,33 @@ def check_length(length: int, of_instance: int) -> None:
     )
 
 
-def cut(instance: Instance, length: int, vocabulary: VocabularyFacts) -> list[Instance]:
-    """Return `instance` as rows of `length` tokens, which divides its own length.
+def cut(instances: Rows, length: int, vocabulary: VocabularyFacts) -> Rows:
+    """Return instances as rows of `length` tokens, which divides their own length.
 
     Words stay whole but for those that are longer than a row.
     """
-    size = len(instance.input_ids)
+    count, size = instances.input_ids.shape
     if length == size:
-        return [instance]
+        return instances
     special = vocabulary.special_ids
-    cls, sep, pad = special["cls"], special["sep"], special["pad"]
-    ids = np.full((size // length, length), pad, dtype=instance.input_ids.dtype)
-    word_starts = np.zeros(ids.shape, dtype=np.bool_)
-    tags = {
-        task: np.full(ids.shape, IGNORE_INDEX, dtype=classes.dtype)
-        for task, classes in instance.tags.items()
-    }
-    ids[:, 0] = cls
-    for row, (start, stop) in enumerate(_stretches(instance, len(ids), length, vocabulary)):
-        end = 1 + stop - start
-        ids[row, 1:end], ids[row, end] = instance.input_ids[start:stop], sep
-        word_starts[row, 1:end] = instance.word_starts[start:stop]
-        for task, classes in instance.tags.items():
-            tags[task][row, 1:end] = classes[start:stop]
-    return [
-        Instance(ids[row], word_starts[row], {task: of[row] for task, of in tags.items()})
-        for row in range(len(ids))
-    ]
+    of_each = size // length
+    rows = Rows.empty(count * of_each, length, instances.tags)
+    rows.input_ids[:] = special["pad"]
+    rows.input_ids[:, 0] = special["cls"]
+    rows.word_starts[:] = False
+    for classes in rows.tags.values():
+        classes[:] = IGNORE_INDEX
+    for number in range(count):
+        instance = instances.row(number)
+        stretches = _stretches(instance, of_each, length, vocabulary)
+        for row, (start, stop) in enumerate(stretches, number * of_each):
+            end = 1 + stop - start
+            rows.input_ids[row, 1:end] = instance.input_ids[start:stop]
+            rows.input_ids[row, end] = special["sep"]
+            rows.word_starts[row, 1:end] = instance.word_starts[start:stop]
+            for task, classes in instance.tags.items():
+                rows.tags[task][row, 1:end] = classes[start:stop]
+    return rows
 
 
 def _stretches(

@@ -16,7 +16,7 @@ corpus is the same bytes whatever worker wrote which part when.
 import copy
 import json
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +52,29 @@ class Instance(NamedTuple):
     """bool: the token opens a word; false at special tokens."""
     tags: dict[str, Array]
     """Task to uint8 class, IGNORE_INDEX where unknown."""
+
+
+class Rows(NamedTuple):
+    """Rows of equal length, or of none, one below the other; every array is [rows, length]."""
+
+    input_ids: Array
+    """uint16."""
+    word_starts: Array
+    """bool."""
+    tags: dict[str, Array]
+    """Task to uint8."""
+
+    @classmethod
+    def empty(cls, rows: int, length: int, tasks: Iterable[str] = TASKS) -> "Rows":
+        """Return rows that are to be filled."""
+        shape = rows, length
+        tags = {task: np.empty(shape, ARRAYS[task]) for task in tasks}
+        return cls(np.empty(shape, np.uint16), np.empty(shape, np.bool_), tags)
+
+    def row(self, number: int) -> Instance:
+        """Return one of them: views."""
+        tags = {task: classes[number] for task, classes in self.tags.items()}
+        return Instance(self.input_ids[number], self.word_starts[number], tags)
 
 
 @dataclass(frozen=True)
@@ -220,6 +243,24 @@ class Corpus:
             input_ids if self._new_ids is None else self._new_ids[input_ids],
             arrays["word_starts"][row],
             {task: arrays[task][row] for task in TASKS},
+        )
+
+    def rows(self, indices: npt.NDArray[np.int64]) -> Rows:
+        """Return copies of the instances at `indices`, in that order."""
+        if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise IndexError(indices)
+        shards = self._ends.searchsorted(indices, side="right")
+        places = indices - np.where(shards > 0, self._ends[shards - 1], 0)
+        found = Rows.empty(len(indices), self.length)
+        input_ids, word_starts, tags = found
+        for row, (shard, place) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
+            arrays = self._arrays(shard)
+            input_ids[row] = arrays["input_ids"][place]
+            word_starts[row] = arrays["word_starts"][place]
+            for task, classes in tags.items():
+                classes[row] = arrays[task][place]
+        return (
+            found if self._new_ids is None else found._replace(input_ids=self._new_ids[input_ids])
         )
 
     def verify(self, part: int = 0, parts: int = 1) -> None:

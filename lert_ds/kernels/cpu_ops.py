@@ -1,24 +1,12 @@
-"""Builds and loads `cpu_ops.cpp`, the kernels for a processor, on their first use.
-
-A minute once a machine: a C++ compiler and ninja are needed, as for DeepSpeed's own ops. What is
-built is kept by the hash of its source, flags, torch and processor, so that a home folder that
-machines of several kinds share holds one for each.
-"""
+"""Builds and loads `cpu_ops.cpp`, the kernels for a processor, on their first use: a minute."""
 
 import functools
-import hashlib
-import logging
-import platform
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils import cpp_extension
 
-from lert_ds.machine import processor_features
-from lert_ds.train import op_builds
-
-logger = logging.getLogger(__name__)
+from lert_ds import op_builds
 
 SOURCE = Path(__file__).with_name("cpu_ops.cpp")
 # Reductions may change their order and NaN need not be told from numbers: then loops become vector
@@ -35,24 +23,5 @@ def load() -> Any | None:
 
     Without them training is the same but slower.
     """
-    native = "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
-    parts = [SOURCE.read_text("utf-8"), *FLAGS, torch.__version__, *processor_features()]
-    name = f"lert_ds_cpu_{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:12]}"
-    op_builds.use_own_programs()
-    op_builds.wait_for_builds()
-    try:
-        cpp_extension.load(
-            name,
-            [str(SOURCE)],
-            extra_cflags=[*FLAGS, native, f"-DLERT_DS_LIBRARY={name}"],
-            extra_ldflags=["-fopenmp"],
-            is_python_module=False,
-        )
-    except (OSError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().splitlines()
-        logger.warning(
-            "kernels: the ones for this processor could not be built, so the slower ones train: %s",
-            reason[0] if reason else type(error).__name__,
-        )
-        return None
-    return getattr(torch.ops, name)
+    path = op_builds.build(SOURCE, FLAGS, "the slower kernels train")
+    return None if path is None else getattr(torch.ops, path.stem)

@@ -23,7 +23,8 @@ from lert_ds.files import fsync_folder, sha256_of, write_json, write_whole
 MANIFEST = "manifest.json"
 STATE = "state.json"
 LATEST = "latest"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of the files, and of what a run draws from its seed: a run that goes on must draw the same."""
 
 _STEP = "step-"
 _PART = ".part"

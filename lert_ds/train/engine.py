@@ -12,10 +12,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from lert_ds import distributed
+from lert_ds import distributed, op_builds
 from lert_ds.errors import CheckpointError, ConfigError
 from lert_ds.objective import AnyBatch, StepOutput
-from lert_ds.train import deepspeed_config, op_builds
+from lert_ds.train import deepspeed_config
 from lert_ds.train.fragments import WEIGHTS, Fragment, Fragments, Place, deal
 from lert_ds.train.optim import Lamb, Lion, OptimizerConfig, ParameterOptions, parameter_groups
 from lert_ds.train.optimizer_layout import Numbers, OptimizerLayout

@@ -60,7 +60,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("Ninja is required to load C++ extensions")
 
-    monkeypatch.setattr(cpu_ops.cpp_extension, "load", refuse)
+    monkeypatch.setattr(cpu_ops.op_builds.cpp_extension, "load", refuse)
     monkeypatch.setattr(cpu_ops.op_builds, "wait_for_builds", lambda: None)  # others' builds
     monkeypatch.setattr(cpu_ops, "load", functools.cache(cpu_ops.load.__wrapped__))
 

@@ -1,4 +1,4 @@
-"""What DeepSpeed leaves on a host besides results: ops half-built, and shared memory.
+"""Programs that are built on a host at their first use, and what DeepSpeed leaves there besides.
 
 torch waits without end for the lock of a build, also where the process that took it was killed.
 And DeepSpeed's all-reduce on one host's processors maps 66 MiB a process by a name that nothing
@@ -6,14 +6,20 @@ removes, not even an orderly end: after some hundred starts the memory of the ho
 """
 
 import contextlib
+import hashlib
 import logging
 import os
+import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+import torch
 from torch.utils import cpp_extension
+
+from lert_ds.machine import processor_features
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +27,46 @@ STALE_LOCK_SECONDS = 300
 """A build takes a minute or two; so old a lock, which no process here holds, is of a dead one."""
 
 SHARED_MEMORY = Path("/dev/shm")
+
+
+def build(source: Path, flags: Sequence[str], instead: str) -> Path | None:
+    """Build a C++ file for this processor where it is not built yet, and load it.
+
+    What is built is kept by the hash of its source, flags, torch and processor, so that a home
+    folder that machines of several kinds share holds one for each. A C++ compiler and ninja are
+    needed, as for DeepSpeed's own ops.
+
+    Args:
+        source: The file; `LERT_DS_LIBRARY` in it is the name of the library.
+        flags: Of the compiler.
+        instead: Of the warning where it fails: what is then done without it.
+
+    Returns:
+        The library; None where it could not be built.
+    """
+    native = "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
+    parts = [source.read_text("utf-8"), *flags, torch.__version__, *processor_features()]
+    digest = hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:12]
+    name = f"lert_ds_{source.stem}_{digest}"
+    use_own_programs()
+    wait_for_builds()
+    try:
+        path = cpp_extension.load(
+            name,
+            [str(source)],
+            extra_cflags=[*flags, native, f"-DLERT_DS_LIBRARY={name}"],
+            extra_ldflags=["-fopenmp"] if "-fopenmp" in flags else [],
+            is_python_module=False,
+        )
+    except (OSError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().splitlines()
+        logger.warning(
+            "%s: %s could not be built, so %s: %s",
+            source.stem.replace("_", " "), source.name, instead,
+            reason[0] if reason else type(error).__name__,
+        )  # fmt: skip
+        return None
+    return Path(path)
 
 
 def use_own_programs() -> None:
