@@ -140,7 +140,7 @@ def test_another_format_is_refused_with_both_versions(tmp_path: Path) -> None:
     save(tmp_path, 3)
     path = tmp_path / "step-3" / layout.MANIFEST
     path.write_bytes(damaged(lambda tree: tree.update(format_version=9))(path.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"format 9, which this version \(format 1\) cannot"):
+    with pytest.raises(CheckpointError, match=r"format 9, which this version \(format 2\) cannot"):
         layout.read_manifest(tmp_path, "step-3")
 
 
