@@ -120,6 +120,7 @@ def run_trainer(options: argparse.Namespace) -> Clock:
         arguments = TrainingArguments(
             folder,
             per_device_train_batch_size=options.micro_batch,
+            gradient_accumulation_steps=options.accumulate,
             max_steps=WARM_UP_STEPS + options.steps,
             learning_rate=1e-4,
             bf16=options.precision == "bf16",
@@ -150,6 +151,7 @@ def run_deepspeed(options: argparse.Namespace) -> Clock:
         bert.compile()
     tree = {
         "train_micro_batch_size_per_gpu": options.micro_batch,
+        "gradient_accumulation_steps": options.accumulate,
         "zero_optimization": {"stage": 1},
         "bf16": {"enabled": options.precision == "bf16"},
         "gradient_clipping": 1.0,
@@ -160,12 +162,15 @@ def run_deepspeed(options: argparse.Namespace) -> Clock:
     )
     engine.train()
     clock = Clock()
-    for batch in itertools.islice(batches(options), WARM_UP_STEPS + options.steps):
+    count = (WARM_UP_STEPS + options.steps) * options.accumulate
+    for batch in itertools.islice(batches(options), count):
         inputs = {name: t.to(engine.device) for name, t in as_bert_takes_it(batch).items()}
         loss = engine(**inputs).loss
         engine.backward(loss)
+        updates = engine.is_gradient_accumulation_boundary()
         engine.step()
-        clock.mark()
+        if updates:
+            clock.mark()
     return clock
 
 
@@ -177,13 +182,15 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--corpus", type=Path, help="by default random instances")
     parser.add_argument("--micro-batch", type=int, default=4)
+    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches an update")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--steps", type=int, default=4)
     options = parser.parse_args()
     clock = {"trainer": run_trainer, "deepspeed": run_deepspeed}[options.peer](options)
     memory = torch.cuda.max_memory_allocated() if IS_CUDA else None
-    print(json.dumps({**clock.result(), "peak_memory_bytes": memory}))
+    tokens = options.micro_batch * options.accumulate * options.length
+    print(json.dumps({**clock.result(), "tokens_per_step": tokens, "peak_memory_bytes": memory}))
 
 
 if __name__ == "__main__":

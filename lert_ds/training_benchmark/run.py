@@ -24,7 +24,7 @@ from lert_ds.files import write_json
 from lert_ds.machine import description
 from lert_ds.train.engine import Engine
 from lert_ds.training_benchmark.largest import largest_micro_batch
-from lert_ds.training_benchmark.operations import look
+from lert_ds.training_benchmark.operations import Seen, look
 from lert_ds.training_benchmark.steps import PARTS, Times, take_steps
 from lert_ds.training_benchmark.synthetic_data import SyntheticData
 
@@ -39,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_config_arguments(parser, pretrain.PretrainRun, presets)
     parser.add_argument("--steps", type=_count, default=10, help="measured steps (default: 10)")
     parser.add_argument("--warm-up", type=_count, default=3, help="steps before (default: 3)")
+    parser.add_argument(
+        "--profiled", type=int, default=2, help="steps under a profiler (default: 2; 0: no profile)"
+    )
     parser.add_argument("--largest", action="store_true", help="find the largest micro-batch too")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace (.json)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
@@ -97,7 +100,9 @@ def measure(config: pretrain.PretrainRun, arguments: argparse.Namespace) -> dict
         times = steps(arguments.steps)
         rates.append(training.peak_flops(engine))
         memory = _memory_bytes(engine.device)
-        seen = look(lambda: steps(2), engine.device, arguments.trace)
+        seen = Seen({}, [])
+        if arguments.profiled:
+            seen = look(lambda: steps(arguments.profiled), engine.device, arguments.trace)
         largest = None
         if arguments.largest:
             largest = largest_micro_batch(engine, synthetic, facts.length)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -78,4 +79,11 @@ class SyntheticData:
         if self.parts_documents:
             size = max(1, length // DOCUMENTS)
             ends = torch.arange(size, instances * length + 1, size, dtype=torch.int32)
-        return Batch(ids, None, positions.flatten(), labels, tags, ends)
+        kept = {task: _pinned(classes) for task, classes in tags.items()}
+        flat = positions.flatten()
+        return Batch(_pinned(ids), None, _pinned(flat), _pinned(labels), kept, _pinned(ends))
+
+
+def _pinned(tensor: Any) -> Any:
+    """Return a tensor in page-locked memory where there is a GPU, as a corpus's loader does."""
+    return tensor.pin_memory() if tensor is not None and torch.cuda.is_available() else tensor
