@@ -37,8 +37,8 @@ def of(size: str, micro_batch: int, batch: int, *words: str) -> list[str]:
 
 LENGTH_128 = "train.lengths=[[0,128]]"
 CASES: dict[str, list[str]] = {
-    "large 512, 64 a micro-batch, batch 1024": of("large", 64, 1024),
     "large 512": of("large", 64, 256),
+    "large 512, batch 1024": of("large", 64, 1024),
     "large 512, plain": of("large", 64, 256, *PLAIN),
     "large 512, 32 a micro-batch": of("large", 32, 256),
     "large 512, 128 a micro-batch": of("large", 128, 256),
