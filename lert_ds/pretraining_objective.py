@@ -21,6 +21,7 @@ from lert_ds.errors import ConfigError
 from lert_ds.kernels.documents import attention_arguments
 from lert_ds.kernels.linear_cross_entropy import RowSums, linear_cross_entropy
 from lert_ds.kernels.modules import is_plain
+from lert_ds.kernels.products import linear_of
 from lert_ds.labels import IGNORE_INDEX
 from lert_ds.modeling_lert import LertForPreTraining, LertForPreTrainingOutput
 from lert_ds.objective import Batch, Metrics, StepOutput, metric
@@ -201,7 +202,9 @@ class PretrainingObjective(nn.Module):
         output = _of_masked(self.model, batch, decode_words=False)
         assert output.transformed is not None
         assert output.tag_logits is not None
-        words = linear_cross_entropy(output.transformed, decoder.weight, decoder.bias, batch.labels)
+        words = linear_cross_entropy(
+            output.transformed, decoder.weight, decoder.bias, batch.labels, linear_of(decoder)
+        )
         return self.lert_loss(
             output.tag_logits, batch, step=step, evaluating=evaluating, words=words
         )

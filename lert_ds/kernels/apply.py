@@ -16,7 +16,7 @@ from transformers.models.bert.modeling_bert import (
 )
 
 from lert_ds.errors import ConfigError
-from lert_ds.kernels import attention, cheap_dropout, cpu_ops, varlen
+from lert_ds.kernels import attention, cheap_dropout, cpu_ops, products, varlen
 from lert_ds.kernels.cheap_dropout import use_cheap_masks
 from lert_ds.kernels.kernels_config import KernelsConfig
 from lert_ds.kernels.modules import (
@@ -28,7 +28,6 @@ from lert_ds.kernels.modules import (
     ReplayedLayer,
     tell,
 )
-from lert_ds.machine import multiplies_bf16
 
 _ATTENTION = {
     "plain": "sdpa",
@@ -36,16 +35,16 @@ _ATTENTION = {
     "fused": attention.NAME,
     "varlen": varlen.NAME,
 }
-_OF_A_LAYER = ("attention", "activation", "residual", "dropout")
-_PROCESSORS = ("lots", "fused")
+_OF_A_LAYER = ("attention", "activation", "residual", "dropout", "products")
+_PROCESSORS = ("lots", "fused", "onednn")
 _CPU = {
     "attention": "fused", "qkv": "fused", "activation": "fused", "residual": "fused",
-    "loss": "fused", "dropout": "lots", "compile": "off",
+    "loss": "fused", "dropout": "lots", "products": "plain", "compile": "off",
 }  # fmt: skip
 # torch.compile fuses activation and residual by itself, and cannot see into a processor's kernels.
 _COMPILED = {
     "attention": "plain", "qkv": "plain", "activation": "plain", "residual": "plain",
-    "loss": "fused", "dropout": "plain", "compile": "layers",
+    "loss": "fused", "dropout": "plain", "products": "plain", "compile": "layers",
 }  # fmt: skip
 
 
@@ -59,6 +58,7 @@ class Kernels:
     residual: str
     loss: str
     dropout: str
+    products: str
     compile: str
     cuda_graphs: bool
     fp8: str
@@ -97,9 +97,8 @@ def choose(
     defaults = dict(_COMPILED if on_gpu or config.compile == "layers" else _CPU)
     if on_gpu and parts_documents:
         defaults["attention"] = "varlen"
-    if not on_gpu and half and multiplies_bf16(device):
-        # Its products of half precision are faster than those in float32 of blocks.
-        defaults["attention"] = "lots" if defaults["attention"] == "fused" else "plain"
+    if not on_gpu and not half and defaults["compile"] == "off" and products.prefers_onednn():
+        defaults["products"] = "onednn"
     if stage == 3 or lengths_vary:
         defaults["compile"] = "off"
         if on_gpu:
@@ -125,6 +124,9 @@ def _check_on_processor(names: dict[str, str]) -> None:
     if names["attention"] == "varlen":
         tell("attention: varlen is for GPUs; fused does the same on a processor")
         names["attention"] = "fused"
+    if names["products"] == "onednn" and not products.has_onednn():
+        tell("products: this PyTorch has no oneDNN: plain")
+        names["products"] = "plain"
     own = [f"{name}={value}" for name in _OF_A_LAYER if (value := names[name]) in _PROCESSORS]
     if own and names["compile"] == "layers":
         tell(f"compile: a compiler cannot see into {', '.join(own)}: not compiled")
@@ -141,7 +143,9 @@ def _check_on_gpu(names: dict[str, str]) -> None:
     if names["attention"] in _PROCESSORS:
         tell(f"attention: {names['attention']} is for processors; PyTorch's is used")
         names["attention"] = "plain"
-    names["dropout"] = "plain"
+    if names["products"] == "onednn":
+        tell("products: onednn is for processors; the GPU's library is used")
+    names |= {"dropout": "plain", "products": "plain"}
 
 
 def _check_fp8(device: torch.device) -> None:
@@ -163,6 +167,8 @@ def use_kernels(model: PreTrainedModel, kernels: Kernels) -> None:
         replaced[BertIntermediate] = FusedIntermediate
     if kernels.residual == "fused":
         replaced |= {BertSelfOutput: FusedSelfOutput, BertOutput: FusedOutput}
+    if kernels.products == "onednn":
+        replaced[nn.Linear] = products.OneDnnLinear
     if kernels.compile == "layers":
         replaced[BertLayer] = ReplayedLayer if kernels.cuda_graphs else CompiledLayer
         _allow_compilations(sum(type(module) is BertLayer for module in model.modules()))

@@ -1,5 +1,6 @@
 """Attention for a processor, with dropout, a block of rows at a time (`cpu_ops.cpp`)."""
 
+import functools
 import weakref
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from lert_ds.kernels import cpu_ops
 from lert_ds.kernels.seed import draw_seed
+from lert_ds.machine import multiplies_bf16
 
 NAME = "lert_fused"
 """Name of the attention among transformers' implementations."""
@@ -77,10 +79,22 @@ def attend_packed(
     """
     scaling = packed.shape[-1] ** -0.5 if scaling is None else scaling
     seed = draw_seed() if dropout else 0
+    own = packed if _stays_in_bf16(native, packed) else packed.float()
     attended: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
-        native, packed.float(), ranges, dropout, scaling, seed
+        native, own, ranges, dropout, scaling, seed
     )
     return attended.to(packed.dtype)
+
+
+def _stays_in_bf16(native: Any, packed: Tensor) -> bool:
+    """Return whether products are in bf16, with float32 sums: instructions, and an even size."""
+    pairs = packed.dtype == torch.bfloat16 and packed.shape[-1] % 2 == 0
+    return pairs and _multiplies_bf16(native)
+
+
+@functools.cache
+def _multiplies_bf16(native: Any) -> bool:
+    return multiplies_bf16(torch.device("cpu")) and bool(native.multiplies_bfloat16())
 
 
 def function_of(implementation: str) -> Any:
@@ -152,7 +166,7 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         packed, output, log_sums, ranges = context.saved_tensors
-        of_packed = torch.empty(packed.shape)
+        of_packed = torch.empty(packed.shape, dtype=packed.dtype)
         context.native.attention_backward(
             gradient.contiguous(), *_parts(packed), output, log_sums, ranges, *context.numbers,
             *_parts(of_packed),

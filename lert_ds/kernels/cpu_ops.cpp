@@ -1,12 +1,14 @@
-// Kernels for a processor core: attention with dropout, dropout-add-LayerNorm, bias-GELU.
+// Kernels for a processor core: attention with dropout, dropout-add-LayerNorm, bias-GELU, cross
+// entropy.
 //
 // What PyTorch leaves on the table in a training step of LERT-small at length 512 (fp32, one core):
 // with dropout its attention writes and reads four tensors of batch x heads x length x length, 16 MB
 // each a layer, and draws its masks one number after the other. Here a block of query rows is
 // multiplied, normalised, dropped and multiplied again while it lies in the second-level cache, and
 // a mask is a hash of (seed, row, column), which is computed again in the backward pass: nothing of
-// the size length x length is ever kept. The products are the BLAS library's own (sgemm), which
-// PyTorch brings along; the loops between are plain C++ that the compiler vectorises.
+// the size length x length is ever kept. The products are oneDNN's micro-kernels (brgemm), which
+// PyTorch brings along, in float32 or in bfloat16 with float32 sums; the loops between are plain C++
+// that the compiler vectorises.
 //
 // The hash: rows get 64 bits of SplitMix64 each, of which 32 are the row's key; column j of the row
 // is murmur3's finaliser of key + j * 0x9E3779B9, and a unit is dropped where the result, an
@@ -14,6 +16,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/native/CPUBlas.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -21,11 +24,8 @@
 #include <cstdint>
 #include <limits>
 #include <tuple>
+#include <type_traits>
 #include <vector>
-
-extern "C" void sgemm_(const char*, const char*, const int*, const int*, const int*, const float*,
-                       const float*, const int*, const float*, const int*, const float*, float*,
-                       const int*);
 
 namespace {
 
@@ -34,13 +34,6 @@ using at::Tensor;
 // Bytes of the two score blocks that a thread works on: half of a small second-level cache.
 constexpr int64_t kBlockBytes = 256 * 1024;
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
-
-// C = alpha * op(A) op(B) + beta * C, all row-major; BLAS is column-major, so A and B change places.
-void multiply(bool transpose_a, bool transpose_b, int m, int n, int k, float alpha, const float* a,
-              int lda, const float* b, int ldb, float beta, float* c, int ldc) {
-  sgemm_(transpose_b ? "T" : "N", transpose_a ? "T" : "N", &n, &m, &k, &alpha, b, &ldb, a, &lda,
-         &beta, c, &ldc);
-}
 
 inline uint64_t splitmix(uint64_t value) {
   value += 0x9E3779B97F4A7C15ull;
@@ -94,10 +87,14 @@ struct Dropout {
   }
 };
 
-// Scores of one row to dropped probabilities, in place; returns the log of the sum of exponentials.
-float softmax_row(float* __restrict row, int count, uint32_t key, Dropout dropout) {
+// Products of one row to dropped probabilities, in place; returns the log of the sum of exponentials.
+float softmax_row(float* __restrict row, int count, float scale, uint32_t key, Dropout dropout) {
   float largest = kLowest, sum = 0.0f;
-  for (int j = 0; j < count; ++j) largest = std::max(largest, row[j]);
+#pragma omp simd reduction(max : largest)
+  for (int j = 0; j < count; ++j) {
+    row[j] *= scale;
+    largest = row[j] > largest ? row[j] : largest;
+  }
   for (int j = 0; j < count; ++j) {
     row[j] = fast_exp(row[j] - largest);
     sum += row[j];
@@ -115,13 +112,13 @@ float softmax_row(float* __restrict row, int count, uint32_t key, Dropout dropou
   return largest + std::log(sum);
 }
 
-// Scores of one row to dropped probabilities, and the gradients of these to those of the scores.
+// Products of one row to dropped probabilities, and the gradients of these to those of the products.
 void softmax_backward_row(float* __restrict row, float* __restrict slope, int count, float log_sum,
                           float mean, float scale, uint32_t key, Dropout dropout) {
   const uint32_t threshold = dropout.threshold;
   const float kept = dropout.kept;
   for (int j = 0; j < count; ++j) {
-    const float probability = fast_exp(row[j] - log_sum);
+    const float probability = fast_exp(row[j] * scale - log_sum);
     const float keep = lot(key, j) >= threshold ? kept : 0.0f;
     row[j] = probability * keep;
     slope[j] = probability * (keep * slope[j] - mean) * scale;
@@ -148,11 +145,12 @@ inline Gaussian gaussian(float x) {
 }
 
 // A tensor [batch, heads, length, size] whose last dimension is contiguous.
+template <typename T>
 struct Heads {
-  float* data;
+  T* data;
   int64_t batch, head, row;
   explicit Heads(const Tensor& tensor)
-      : data(tensor.data_ptr<float>()),
+      : data(tensor.data_ptr<T>()),
         batch(tensor.stride(0)),
         head(tensor.stride(1)),
         // Of a single row any number may be given; BLAS takes none below the size.
@@ -160,33 +158,37 @@ struct Heads {
     TORCH_CHECK(tensor.dim() == 4 && (tensor.size(3) == 1 || tensor.stride(3) == 1));
     TORCH_CHECK(row >= tensor.size(3), "rows that overlap");
   }
-  float* of(int64_t b, int64_t h, int64_t i = 0) const {
+  T* of(int64_t b, int64_t h, int64_t i = 0) const {
     return data + b * batch + h * head + i * row;
   }
 };
 
+constexpr int64_t kStep = 32;  // Widths of blocks are multiples of it, so that few kernels are made.
+
 struct Shape {
-  int64_t batch, heads, length, size, rows;
+  int64_t batch, heads, length, size, rows, padded;
   explicit Shape(const Tensor& query)
       : batch(query.size(0)), heads(query.size(1)), length(query.size(2)), size(query.size(3)) {
     rows = std::min<int64_t>(128, std::max<int64_t>(16, kBlockBytes / 8 / length));
+    padded = (length + kStep - 1) / kStep * kStep;
   }
 };
 
-// Which keys [first, end) each query may see, and those of a block of queries.
+// Which keys [first, end) each query may see, and in whole steps those of a block of queries.
 struct Ranges {
   const int32_t* data;  // [batch, length, 2], or null where all see all
   int64_t length;
   int64_t first(int64_t b, int64_t i) const { return data ? data[(b * length + i) * 2] : 0; }
   int64_t end(int64_t b, int64_t i) const { return data ? data[(b * length + i) * 2 + 1] : length; }
   std::pair<int64_t, int64_t> of_block(int64_t b, int64_t i, int64_t count) const {
-    if (!data) return {0, length};
+    if (!data) return {0, (length + kStep - 1) / kStep * kStep};
     int64_t low = length, high = 0;
     for (int64_t row = i; row < i + count; ++row) {
       low = std::min(low, first(b, row));
       high = std::max(high, end(b, row));
     }
-    return {low, std::max(high, low)};
+    if (high <= low) return {0, 0};
+    return {low / kStep * kStep, (high + kStep - 1) / kStep * kStep};
   }
 };
 
@@ -198,57 +200,267 @@ Ranges ranges_of(const std::optional<Tensor>& ranges, const Shape& shape) {
   return {ranges->data_ptr<int32_t>(), shape.length};
 }
 
+// Matrices as the right side of a product, [inner, columns]: bfloat16 has the elements of two rows
+// that follow each other side by side, as the instructions take them.
+template <typename T>
+constexpr bool kPaired = std::is_same_v<T, at::BFloat16>;
+
+// C = A B, or C += A B; A and C row-major, B packed, `columns` of its rows apart.
+template <typename T>
+void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb,
+              float* c, int64_t ldc, bool add) {
+  at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, a, b, c, kPaired<T>);
+}
+
+inline uint32_t rounded(float x) {  // to the nearest bfloat16, of finite numbers
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof(bits));
+  return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+}
+
+// Packs rows [0, rows) of a matrix, then zeros up to `padded` rows.
+template <typename T>
+void pack(const T* from, int64_t stride, int64_t rows, int64_t padded, int64_t columns, T* to) {
+  std::fill_n(to + rows / 2 * 2 * columns, (padded - rows / 2 * 2) * columns, T(0.0f));
+  if constexpr (kPaired<T>) {
+    for (int64_t i = 0; i + 1 < rows; i += 2) {
+      const auto* __restrict one = reinterpret_cast<const uint16_t*>(from + i * stride);
+      const auto* __restrict other = reinterpret_cast<const uint16_t*>(from + (i + 1) * stride);
+      auto* __restrict out = reinterpret_cast<uint32_t*>(to + i * columns);
+      for (int64_t j = 0; j < columns; ++j)
+        out[j] = one[j] | static_cast<uint32_t>(other[j]) << 16;
+    }
+    if (rows % 2)
+      for (int64_t j = 0; j < columns; ++j)
+        to[(rows - 1) * columns + 2 * j] = from[(rows - 1) * stride + j];
+  } else {
+    for (int64_t i = 0; i < rows; ++i) std::copy_n(from + i * stride, columns, to + i * columns);
+  }
+}
+
+// Packs the transpose of rows [0, rows) of a matrix, with zeros for rows up to `padded`.
+template <typename T>
+void pack_transposed(const T* from, int64_t stride, int64_t rows, int64_t padded, int64_t columns,
+                     T* to) {
+  using Unit = std::conditional_t<kPaired<T>, uint32_t, float>;  // what stays together
+  const int64_t units = kPaired<T> ? columns / 2 : columns;
+  Unit* out = reinterpret_cast<Unit*>(to);
+  for (int64_t j = 0; j < units; ++j) {
+    for (int64_t i = 0; i < rows; ++i)
+      __builtin_memcpy(&out[j * padded + i], from + i * stride + j * (kPaired<T> ? 2 : 1),
+                       sizeof(Unit));
+    std::fill_n(out + j * padded + rows, padded - rows, Unit(0));
+  }
+}
+
+// The transpose of rows [0, rows) of a matrix as the left side of a product, zeros up to `padded`.
+template <typename T>
+void transpose(const T* from, int64_t stride, int64_t rows, int64_t padded, int64_t columns, T* to) {
+  for (int64_t j = 0; j < columns; ++j) {
+    for (int64_t i = 0; i < rows; ++i) to[j * padded + i] = from[i * stride + j];
+    for (int64_t i = rows; i < padded; ++i) to[j * padded + i] = T(0.0f);
+  }
+}
+
+// Columns [0, rows) of a float matrix as the rows of another.
+template <typename T>
+void transpose_back(const float* from, int64_t stride, int64_t rows, int64_t columns, T* to,
+                    int64_t to_stride) {
+  constexpr int64_t kTile = 16;
+  for (int64_t i = 0; i < rows; i += kTile)
+    for (int64_t j = 0; j < columns; j += kTile)
+      for (int64_t r = i; r < std::min(i + kTile, rows); ++r)
+        for (int64_t c = j; c < std::min(j + kTile, columns); ++c)
+          to[r * to_stride + c] = static_cast<T>(from[c * stride + r]);
+}
+
+// Rows of a block in float32, and as the left and the right side of products.
+template <typename T>
+struct Block {
+  std::vector<float> numbers;
+  std::vector<at::BFloat16> left, right;  // of float32 the numbers themselves are both
+  int64_t width = 0;
+
+  explicit Block(int64_t size) : numbers(size) {
+    if (kPaired<T>) {
+      left.resize(size);
+      right.resize(size);
+    }
+  }
+  float* row(int64_t r) { return numbers.data() + r * width; }
+  const T* as_left() {
+    if constexpr (kPaired<T>) return left.data();
+    else return numbers.data();
+  }
+  const T* as_right() {
+    if constexpr (kPaired<T>) return right.data();
+    else return numbers.data();
+  }
+  void round_left(int64_t r) {
+    if constexpr (kPaired<T>) {
+      const float* __restrict in = row(r);
+      uint16_t* __restrict out = reinterpret_cast<uint16_t*>(left.data()) + r * width;
+      for (int64_t j = 0; j < width; ++j) out[j] = static_cast<uint16_t>(rounded(in[j]));
+    }
+  }
+  // Of rows r and r + 1.
+  void round_right(int64_t r) {
+    if constexpr (kPaired<T>) {
+      uint32_t* __restrict out = reinterpret_cast<uint32_t*>(right.data()) + r / 2 * width;
+      const float *__restrict one = row(r), *__restrict other = row(r + 1);
+      for (int64_t j = 0; j < width; ++j) out[j] = rounded(one[j]) | rounded(other[j]) << 16;
+    }
+  }
+};
+
 // dropout(softmax(q k^T * scale)) v. Returns [batch, length, heads, size] and the log of each row's
 // sum of exponentials, [batch, heads, length].
+template <typename T>
+void attend(const Shape& shape, const Heads<T>& q, const Heads<T>& k, const Heads<T>& v,
+            const Heads<T>& out, float* log_sum, const Ranges& visible, Dropout drop, float scale,
+            int64_t seed) {
+  at::parallel_for(0, shape.batch * shape.heads, 1, [&](int64_t from, int64_t to) {
+    const int64_t size = shape.size, padded = shape.padded;
+    Block<T> scores(shape.rows * padded);
+    std::vector<T> keys(padded * size), values(padded * size);
+    std::vector<float> sums(shape.rows * size);
+    for (int64_t pair = from; pair < to; ++pair) {
+      const int64_t b = pair / shape.heads, h = pair % shape.heads;
+      pack_transposed(k.of(b, h), k.row, shape.length, padded, size, keys.data());
+      pack(v.of(b, h), v.row, shape.length, padded, size, values.data());
+      for (int64_t i = 0; i < shape.length; i += shape.rows) {
+        const int64_t count = std::min(shape.rows, shape.length - i);
+        const auto [low, high] = visible.of_block(b, i, count);
+        const int64_t width = scores.width = high - low;
+        if (width == 0) {
+          for (int64_t r = 0; r < count; ++r) {
+            std::fill_n(out.of(b, h, i + r), size, T(0.0f));
+            log_sum[pair * shape.length + i + r] = 0.0f;
+          }
+          continue;
+        }
+        multiply<T>(count, width, size, q.of(b, h, i), q.row,
+                    keys.data() + low * (kPaired<T> ? 2 : 1), padded, scores.row(0), width, false);
+        for (int64_t r = 0; r < count; ++r) {
+          float* __restrict row = scores.row(r);
+          const int64_t first = visible.first(b, i + r), end = visible.end(b, i + r);
+          const int64_t place = pair * shape.length + i + r;
+          const int64_t begin = first < end ? first - low : 0, stop = first < end ? end - low : 0;
+          std::fill_n(row, begin, 0.0f);
+          std::fill_n(row + stop, width - stop, 0.0f);
+          log_sum[place] = 0.0f;
+          if (begin < stop)
+            log_sum[place] = softmax_row(row + begin, stop - begin, scale,
+                                         row_key(seed, place) + column_key(first), drop);
+          scores.round_left(r);
+        }
+        multiply<T>(count, size, width, scores.as_left(), width, values.data() + low * size, size,
+                    sums.data(), size, false);
+        for (int64_t r = 0; r < count; ++r)
+          std::copy_n(sums.data() + r * size, size, out.of(b, h, i + r));
+      }
+    }
+    at::native::cpublas::brgemm_release(kPaired<T>);
+  });
+}
+
 std::tuple<Tensor, Tensor> attention_forward(const Tensor& query, const Tensor& key,
                                              const Tensor& value,
                                              const std::optional<Tensor>& ranges, double dropout,
                                              double scaling, int64_t seed) {
   Shape shape(query);
   TORCH_CHECK(key.sizes() == query.sizes() && value.sizes() == query.sizes());
-  Heads q(query), k(key), v(value);
   Ranges visible = ranges_of(ranges, shape);
   Tensor output = at::empty({shape.batch, shape.length, shape.heads, shape.size}, query.options());
-  Tensor log_sums = at::empty({shape.batch, shape.heads, shape.length}, query.options());
-  Heads out(output.transpose(1, 2));
-  float* log_sum = log_sums.data_ptr<float>();
-  const Dropout drop(dropout);
-  const float scale = static_cast<float>(scaling);
+  Tensor log_sums = at::empty({shape.batch, shape.heads, shape.length},
+                              query.options().dtype(at::kFloat));
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    attend<T>(shape, Heads<T>(query), Heads<T>(key), Heads<T>(value),
+              Heads<T>(output.transpose(1, 2)), log_sums.data_ptr<float>(), visible,
+              Dropout(dropout), static_cast<float>(scaling), seed);
+  };
+  if (query.scalar_type() == at::kBFloat16) run(at::BFloat16(0.0f));
+  else run(0.0f);
+  return {output, log_sums};
+}
+
+template <typename T>
+void attend_backward(const Shape& shape, const Heads<T>& dout, const Heads<T>& q,
+                     const Heads<T>& k, const Heads<T>& v, const Heads<T>& out,
+                     const float* log_sum, const Heads<T>& dq, const Heads<T>& dk,
+                     const Heads<T>& dv, const Ranges& visible, Dropout drop, float scale,
+                     int64_t seed) {
   at::parallel_for(0, shape.batch * shape.heads, 1, [&](int64_t from, int64_t to) {
-    std::vector<float> block(shape.rows * shape.length);
+    const int64_t size = shape.size, padded = shape.padded, area = padded * size;
+    Block<T> scores((shape.rows + 1) * padded), slopes((shape.rows + 1) * padded);
+    std::vector<T> keys_across(area), values_across(area), keys(area);
+    std::vector<T> queries_across((shape.rows + 1) * size), gradients_across(queries_across.size());
+    std::vector<float> of_keys(area), of_values(area), of_queries(shape.rows * size);
     for (int64_t pair = from; pair < to; ++pair) {
       const int64_t b = pair / shape.heads, h = pair % shape.heads;
+      pack_transposed(k.of(b, h), k.row, shape.length, padded, size, keys_across.data());
+      pack_transposed(v.of(b, h), v.row, shape.length, padded, size, values_across.data());
+      pack(k.of(b, h), k.row, shape.length, padded, size, keys.data());
+      std::fill(of_keys.begin(), of_keys.end(), 0.0f);
+      std::fill(of_values.begin(), of_values.end(), 0.0f);
       for (int64_t i = 0; i < shape.length; i += shape.rows) {
-        const int count = std::min(shape.rows, shape.length - i);
-        auto [low, high] = visible.of_block(b, i, count);
-        const int width = high - low;
+        const int64_t count = std::min(shape.rows, shape.length - i);
+        const auto [low, high] = visible.of_block(b, i, count);
+        const int64_t width = scores.width = slopes.width = high - low;
         if (width == 0) {
-          for (int r = 0; r < count; ++r) {
-            std::fill_n(out.of(b, h, i + r), shape.size, 0.0f);
-            log_sum[pair * shape.length + i + r] = 0.0f;
-          }
+          for (int64_t r = 0; r < count; ++r) std::fill_n(dq.of(b, h, i + r), size, T(0.0f));
           continue;
         }
-        float* scores = block.data();
-        multiply(false, true, count, width, shape.size, scale, q.of(b, h, i), q.row,
-                 k.of(b, h, low), k.row, 0.0f, scores, width);
-        for (int r = 0; r < count; ++r) {
-          float* __restrict row = scores + static_cast<int64_t>(r) * width;
-          const int first = visible.first(b, i + r) - low, end = visible.end(b, i + r) - low;
+        const int64_t across = low * (kPaired<T> ? 2 : 1);
+        multiply<T>(count, width, size, q.of(b, h, i), q.row, keys_across.data() + across, padded,
+                    scores.row(0), width, false);
+        multiply<T>(count, width, size, dout.of(b, h, i), dout.row, values_across.data() + across,
+                    padded, slopes.row(0), width, false);
+        for (int64_t r = 0; r < count; ++r) {
+          float *__restrict row = scores.row(r), *__restrict slope = slopes.row(r);
+          const T *of_out = dout.of(b, h, i + r), *was = out.of(b, h, i + r);
+          float mean = 0.0f;
+          for (int64_t d = 0; d < size; ++d)
+            mean += static_cast<float>(of_out[d]) * static_cast<float>(was[d]);
+          const int64_t first = visible.first(b, i + r), end = visible.end(b, i + r);
           const int64_t place = pair * shape.length + i + r;
-          std::fill_n(row, first, 0.0f);
-          std::fill_n(row + end, width - end, 0.0f);
-          log_sum[place] = 0.0f;
-          if (first < end)
-            log_sum[place] = softmax_row(row + first, end - first,
-                                         row_key(seed, place) + column_key(low + first), drop);
+          const int64_t begin = first < end ? first - low : 0, stop = first < end ? end - low : 0;
+          std::fill_n(row, begin, 0.0f);
+          std::fill_n(slope, begin, 0.0f);
+          std::fill_n(row + stop, width - stop, 0.0f);
+          std::fill_n(slope + stop, width - stop, 0.0f);
+          softmax_backward_row(row + begin, slope + begin, stop - begin, log_sum[place], mean,
+                               scale, row_key(seed, place) + column_key(first), drop);
+          slopes.round_left(r);
+          if (r == count - 1 && r % 2 == 0) {  // nothing stands beside an odd last row
+            std::fill_n(scores.row(count), width, 0.0f);
+            std::fill_n(slopes.row(count), width, 0.0f);
+          }
+          if (r == count - 1 || r % 2) {
+            scores.round_right(r / 2 * 2);
+            slopes.round_right(r / 2 * 2);
+          }
         }
-        multiply(false, false, count, shape.size, width, 1.0f, scores, width, v.of(b, h, low),
-                 v.row, 0.0f, out.of(b, h, i), out.row);
+        multiply<T>(count, size, width, slopes.as_left(), width, keys.data() + low * size, size,
+                    of_queries.data(), size, false);
+        for (int64_t r = 0; r < count; ++r)
+          std::copy_n(of_queries.data() + r * size, size, dq.of(b, h, i + r));
+        // Gradients of keys and values across, [size, length], so that what was just computed is
+        // the right side of their products and nothing of that size has to be transposed.
+        const int64_t even = kPaired<T> ? count + count % 2 : count;
+        transpose(q.of(b, h, i), q.row, count, even, size, queries_across.data());
+        transpose(dout.of(b, h, i), dout.row, count, even, size, gradients_across.data());
+        multiply<T>(size, width, even, gradients_across.data(), even, scores.as_right(), width,
+                    of_values.data() + low, padded, true);
+        multiply<T>(size, width, even, queries_across.data(), even, slopes.as_right(), width,
+                    of_keys.data() + low, padded, true);
       }
+      transpose_back(of_keys.data(), padded, shape.length, size, dk.of(b, h), dk.row);
+      transpose_back(of_values.data(), padded, shape.length, size, dv.of(b, h), dv.row);
     }
+    at::native::cpublas::brgemm_release(kPaired<T>);
   });
-  return {output, log_sums};
 }
 
 // The gradients of query, key and value, written into three tensors like them.
@@ -258,57 +470,17 @@ void attention_backward(const Tensor& gradient, const Tensor& query, const Tenso
                         int64_t seed, const Tensor& of_query, const Tensor& of_key,
                         const Tensor& of_value) {
   Shape shape(query);
-  Heads q(query), k(key), v(value), dq(of_query), dk(of_key), dv(of_value);
-  Heads out(output.transpose(1, 2)), dout(gradient.transpose(1, 2));
   Ranges visible = ranges_of(ranges, shape);
-  const float* log_sum = log_sums.data_ptr<float>();
-  const Dropout drop(dropout);
-  const float scale = static_cast<float>(scaling);
-  at::parallel_for(0, shape.batch * shape.heads, 1, [&](int64_t from, int64_t to) {
-    std::vector<float> first_block(shape.rows * shape.length), other_block(first_block.size());
-    for (int64_t pair = from; pair < to; ++pair) {
-      const int64_t b = pair / shape.heads, h = pair % shape.heads;
-      for (int64_t j = 0; j < shape.length; ++j) {
-        std::fill_n(dk.of(b, h, j), shape.size, 0.0f);
-        std::fill_n(dv.of(b, h, j), shape.size, 0.0f);
-      }
-      for (int64_t i = 0; i < shape.length; i += shape.rows) {
-        const int count = std::min(shape.rows, shape.length - i);
-        auto [low, high] = visible.of_block(b, i, count);
-        const int width = high - low;
-        if (width == 0) {
-          for (int r = 0; r < count; ++r) std::fill_n(dq.of(b, h, i + r), shape.size, 0.0f);
-          continue;
-        }
-        float *scores = first_block.data(), *slopes = other_block.data();
-        multiply(false, true, count, width, shape.size, scale, q.of(b, h, i), q.row,
-                 k.of(b, h, low), k.row, 0.0f, scores, width);
-        multiply(false, true, count, width, shape.size, 1.0f, dout.of(b, h, i), dout.row,
-                 v.of(b, h, low), v.row, 0.0f, slopes, width);
-        for (int r = 0; r < count; ++r) {
-          float* __restrict row = scores + static_cast<int64_t>(r) * width;
-          float* __restrict slope = slopes + static_cast<int64_t>(r) * width;
-          const int first = visible.first(b, i + r) - low, end = visible.end(b, i + r) - low;
-          const float *of_out = dout.of(b, h, i + r), *was = out.of(b, h, i + r);
-          float mean = 0.0f;
-          for (int64_t d = 0; d < shape.size; ++d) mean += of_out[d] * was[d];
-          const int64_t place = pair * shape.length + i + r;
-          std::fill_n(row, first, 0.0f);
-          std::fill_n(slope, first, 0.0f);
-          std::fill_n(row + end, width - end, 0.0f);
-          std::fill_n(slope + end, width - end, 0.0f);
-          softmax_backward_row(row + first, slope + first, end - first, log_sum[place], mean, scale,
-                               row_key(seed, place) + column_key(low + first), drop);
-        }
-        multiply(true, false, width, shape.size, count, 1.0f, scores, width, dout.of(b, h, i),
-                 dout.row, 1.0f, dv.of(b, h, low), dv.row);
-        multiply(true, false, width, shape.size, count, 1.0f, slopes, width, q.of(b, h, i), q.row,
-                 1.0f, dk.of(b, h, low), dk.row);
-        multiply(false, false, count, shape.size, width, 1.0f, slopes, width, k.of(b, h, low),
-                 k.row, 0.0f, dq.of(b, h, i), dq.row);
-      }
-    }
-  });
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    attend_backward<T>(shape, Heads<T>(gradient.transpose(1, 2)), Heads<T>(query), Heads<T>(key),
+                       Heads<T>(value), Heads<T>(output.transpose(1, 2)),
+                       log_sums.data_ptr<float>(), Heads<T>(of_query), Heads<T>(of_key),
+                       Heads<T>(of_value), visible, Dropout(dropout), static_cast<float>(scaling),
+                       seed);
+  };
+  if (query.scalar_type() == at::kBFloat16) run(at::BFloat16(0.0f));
+  else run(0.0f);
 }
 
 // One row of LayerNorm(dropout(input) + residual): the result, the sum before the norm, and its mean
@@ -481,6 +653,75 @@ std::tuple<Tensor, Tensor> bias_gelu_backward(const Tensor& gradient, const Tens
   return {of_input, partial.sum(0).to(bias.scalar_type())};
 }
 
+// Whether bfloat16 is multiplied here: by oneDNN's micro-kernels alone, which not every build has.
+bool multiplies_bfloat16() {
+  try {
+    std::vector<at::BFloat16> ones(4 * kStep, at::BFloat16(1.0f));
+    std::vector<float> product(4);
+    multiply<at::BFloat16>(2, 2, 2, ones.data(), 2, ones.data(), 2, product.data(), 2, false);
+    at::native::cpublas::brgemm_release(true);
+    return product[0] == 2.0f;
+  } catch (const c10::Error&) {
+    return false;
+  }
+}
+
+// The cross entropy of one row of logits and whether its label has the largest; where `slopes` is
+// not null the logits become their gradients, which are added to it.
+template <typename T>
+std::pair<float, bool> cross_entropy_row(T* __restrict logits, int64_t classes, int64_t truth,
+                                         float* __restrict slopes) {
+  float largest = kLowest, sum = 0.0f;
+#pragma omp simd reduction(max : largest)
+  for (int64_t j = 0; j < classes; ++j) {
+    const float logit = static_cast<float>(logits[j]);
+    largest = logit > largest ? logit : largest;
+  }
+  for (int64_t j = 0; j < classes; ++j) sum += fast_exp(static_cast<float>(logits[j]) - largest);
+  const float at_truth = static_cast<float>(logits[truth]);
+  bool hit = at_truth == largest;
+  for (int64_t j = 0; hit && j < truth; ++j) hit = static_cast<float>(logits[j]) < largest;
+  const float loss = largest - at_truth + std::log(sum);
+  if (slopes == nullptr) return {loss, hit};
+  const float factor = 1.0f / sum;
+  for (int64_t j = 0; j < classes; ++j) {
+    const float slope = fast_exp(static_cast<float>(logits[j]) - largest) * factor;
+    slopes[j] += slope;
+    logits[j] = static_cast<T>(slope);
+  }
+  slopes[truth] -= 1.0f;
+  logits[truth] = static_cast<T>(std::exp(at_truth - largest) * factor - 1.0f);
+  return {loss, hit};
+}
+
+// Cross entropies and hits of rows, [rows]; where gradients are wanted they take the logits' place,
+// and their sums over the rows, [classes], are returned too.
+std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& logits, const Tensor& labels,
+                                                 bool wanted) {
+  const int64_t rows = logits.size(0), classes = logits.size(1);
+  TORCH_CHECK(logits.is_contiguous() && labels.is_contiguous() && labels.size(0) == rows);
+  Tensor losses = at::empty({rows}, logits.options().dtype(at::kFloat));
+  Tensor hits = at::empty({rows}, logits.options().dtype(at::kBool));
+  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), rows));
+  Tensor sums = at::zeros({wanted ? parts : 0, classes}, losses.options());
+  const int64_t* label = labels.data_ptr<int64_t>();
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, logits.scalar_type(), "cross_entropy", [&] {
+    scalar_t* data = logits.data_ptr<scalar_t>();
+    at::parallel_for(0, parts, 1, [&](int64_t first_part, int64_t last_part) {
+      for (int64_t part = first_part; part < last_part; ++part) {
+        float* slopes = wanted ? sums.data_ptr<float>() + part * classes : nullptr;
+        for (int64_t i = rows * part / parts; i < rows * (part + 1) / parts; ++i) {
+          TORCH_CHECK(label[i] >= 0 && label[i] < classes, "label ", label[i]);
+          const auto [loss, hit] = cross_entropy_row(data + i * classes, classes, label[i], slopes);
+          losses.data_ptr<float>()[i] = loss;
+          hits.data_ptr<bool>()[i] = hit;
+        }
+      }
+    });
+  });
+  return {losses, hits, sums.sum(0)};
+}
+
 }  // namespace
 
 TORCH_LIBRARY(LERT_DS_LIBRARY, library) {
@@ -501,6 +742,10 @@ TORCH_LIBRARY(LERT_DS_LIBRARY, library) {
       "add_norm_backward(Tensor gradient, Tensor summed, Tensor statistics, Tensor weight, "
       "float dropout, int seed) -> (Tensor, Tensor, Tensor, Tensor)",
       &add_norm_backward);
+  library.def("multiplies_bfloat16() -> bool", &multiplies_bfloat16);
+  library.def(
+      "cross_entropy(Tensor(a!) logits, Tensor labels, bool wanted) -> (Tensor, Tensor, Tensor)",
+      &cross_entropy);
   library.def("bias_gelu_forward(Tensor input, Tensor bias) -> Tensor", &bias_gelu_forward);
   library.def("bias_gelu_backward(Tensor gradient, Tensor input, Tensor bias) -> (Tensor, Tensor)",
               &bias_gelu_backward);

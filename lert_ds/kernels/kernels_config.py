@@ -26,6 +26,8 @@ class KernelsConfig(Config):
     """fused: the MLM decoder and its cross entropy together, without keeping the logits."""
     dropout: Literal["auto", "plain", "lots"] = "auto"
     """lots: on a processor, masks from 16 random bits a unit; fused kernels have their own."""
+    products: Literal["auto", "plain", "onednn"] = "auto"
+    """onednn: on a processor, matrix products in float32 by oneDNN in the place of MKL."""
     compile: Literal["auto", "off", "layers"] = "auto"
     """layers: torch.compile of the encoder's layer, once for all of them."""
     cuda_graphs: bool = False

@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from lert_ds.kernels import cpu_ops
+from lert_ds.kernels.products import Linear
 
 PIECE_BYTES = 64 * 2**20
 """Of the logits in float32 that are there at a time."""
@@ -25,7 +29,13 @@ class RowSums(NamedTuple):
     """Scalar, int64: rows whose label has the largest logit."""
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> RowSums:
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    linear: Linear = functional.linear,
+) -> RowSums:
     """Return the cross entropy of `hidden · weightᵀ + bias` to `labels`, summed over rows.
 
     Args:
@@ -33,9 +43,10 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: T
         weight: [classes, size].
         bias: [classes].
         labels: int64 [rows], each a class.
+        linear: What multiplies.
     """
     loss, hits = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, labels, torch.is_grad_enabled()
+        hidden, weight, bias, labels, linear, torch.is_grad_enabled()
     )
     return RowSums(loss, hits)
 
@@ -48,6 +59,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         labels: Tensor,
+        linear: Linear,
         wanted: bool,
     ) -> tuple[Tensor, Tensor]:
         device = hidden.device.type
@@ -58,12 +70,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             cast = hidden, weight, bias
         with torch.autocast(device, enabled=False):
             dtypes = hidden.dtype, weight.dtype, bias.dtype
-            return _forward(context, *cast, labels, dtypes, wanted=wanted)
+            return _forward(context, *cast, labels, dtypes, linear, wanted=wanted)
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, of_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *(gradient.mul_(of_loss) for gradient in context.saved_tensors), None, None
+        return *(gradient.mul_(of_loss) for gradient in context.saved_tensors), None, None, None
 
 
 def _forward(
@@ -73,6 +85,7 @@ def _forward(
     bias: Tensor,
     labels: Tensor,
     dtypes: tuple[torch.dtype, ...],
+    linear: Linear,
     *,
     wanted: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -89,23 +102,53 @@ def _forward(
     rows = max(1, PIECE_BYTES // (4 * weight.shape[0]))
     for start in range(0, len(labels), rows):
         part = slice(start, start + rows)
-        logits = torch.addmm(bias, hidden[part], weight.t()).float()
-        truth = labels[part, None]
-        hits += (logits.argmax(-1, keepdim=True) == truth).sum()
-        at_truth = logits.gather(1, truth)
-        log_sums = logits.logsumexp(-1, keepdim=True)
-        loss += (log_sums - at_truth).sum()
+        logits = linear(hidden[part], weight, bias)
+        measured = _native(logits, labels[part], wanted) or _measure(logits, labels[part], wanted)
+        loss += measured.losses.sum()
+        hits += measured.hits.sum()
         if not wanted:
             continue
-        slopes = logits.sub_(log_sums).exp_()  # in place: softmax, and then minus one at the truth
-        slopes.scatter_add_(1, truth, torch.full_like(at_truth, -1.0))
-        of_bias += slopes.sum(0)
-        slopes = slopes.to(hidden.dtype)
-        of_hidden[part] = slopes @ weight
-        if slopes.dtype == torch.float32:
-            of_weight.addmm_(slopes.t(), hidden[part])
-        else:
-            of_weight += slopes.t() @ hidden[part]
+        of_bias += measured.of_bias
+        slopes = measured.slopes.to(hidden.dtype)
+        of_hidden[part] = linear(slopes, weight.t(), None)
+        of_weight += linear(slopes.t(), hidden[part].t(), None)
     if wanted:
         context.save_for_backward(of_hidden, of_weight.to(dtypes[1]), of_bias.to(dtypes[2]))
     return loss, hits
+
+
+class _Measured(NamedTuple):
+    """What rows of logits say of their labels."""
+
+    losses: Tensor
+    """float32 [rows]: cross entropies."""
+    hits: Tensor
+    """Bool [rows]: the label has the largest logit."""
+    slopes: Tensor
+    """[rows, classes]: gradients; where none are wanted they mean nothing."""
+    of_bias: Tensor
+    """float32 [classes]: the sums of `slopes` over rows."""
+
+
+def _native(logits: Tensor, labels: Tensor, wanted: bool) -> _Measured | None:
+    """Measure by the processor's kernel, where there is one; `logits` become their gradients."""
+    if logits.device.type != "cpu" or logits.dtype == torch.float64:
+        return None
+    if (native := cpu_ops.load()) is None:
+        return None
+    losses, hits, of_bias = native.cross_entropy(logits, labels.contiguous(), wanted)
+    return _Measured(losses, hits, logits, of_bias)
+
+
+def _measure(logits: Tensor, labels: Tensor, wanted: bool) -> _Measured:
+    """Measure by PyTorch."""
+    logits, truth = logits.float(), labels[:, None]
+    hits = logits.argmax(-1) == labels
+    at_truth = logits.gather(1, truth)
+    log_sums = logits.logsumexp(-1, keepdim=True)
+    losses = (log_sums - at_truth)[:, 0]
+    if not wanted:
+        return _Measured(losses, hits, logits, logits[:0].sum(0))
+    slopes = logits.sub_(log_sums).exp_()  # in place: softmax, and then minus one at the truth
+    slopes.scatter_add_(1, truth, torch.full_like(at_truth, -1.0))
+    return _Measured(losses, hits, slopes, slopes.sum(0))

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers.activations import GELUActivation
 from transformers.models.bert.modeling_bert import (
     BertIntermediate,
@@ -17,9 +16,11 @@ from transformers.models.bert.modeling_bert import (
 
 from lert_ds.kernels import attention, cpu_ops
 from lert_ds.kernels.add_norm import add_norm, bias_gelu, plain_add_norm, plain_bias_gelu
+from lert_ds.kernels.products import OneDnnLinear, linear_of
 
 logger = logging.getLogger(__name__)
 _told: set[str] = set()
+LINEAR = (nn.Linear, OneDnnLinear)
 
 
 def tell(sentence: str) -> None:
@@ -29,13 +30,15 @@ def tell(sentence: str) -> None:
         logger.warning("kernels: %s", sentence)
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
+def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Return whether a module is just that, so that its parameters may be used without calling it.
+
+    `kinds`: what it may be; without any, a linear one.
 
     Not where something listens to its calls: ZeRO-3, which gathers its weights then, or a
     distillation that reads its output.
     """
-    return type(module) is kind and not _is_listened_to(module)
+    return type(module) in (kinds or LINEAR) and not _is_listened_to(module)
 
 
 def _is_listened_to(module: nn.Module) -> bool:
@@ -85,7 +88,7 @@ class FusedSelfAttention(BertSelfAttention):  # type: ignore[misc]
         weight = torch.cat([part.weight for part in parts])
         bias = torch.cat([part.bias for part in parts])
         batch, length = hidden_states.shape[:2]
-        packed = functional.linear(hidden_states, weight, bias).view(
+        packed = linear_of(self.query)(hidden_states, weight, bias).view(
             batch, length, 3, -1, self.attention_head_size
         )
         dropout = self.dropout.p if self.training else 0.0
@@ -160,7 +163,7 @@ class FusedIntermediate(BertIntermediate):  # type: ignore[misc]
         if not (is_cuda or native is not None) or not is_gelu or not is_plain(self.dense):
             plain: Tensor = super().forward(hidden_states)
             return plain
-        product = functional.linear(hidden_states, self.dense.weight)
+        product = linear_of(self.dense)(hidden_states, self.dense.weight, None)
         if is_cuda:
             return _compiled_bias_gelu(product, self.dense.bias)
         return bias_gelu(native, product, self.dense.bias)

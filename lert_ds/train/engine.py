@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lert_ds import distributed, op_builds
 from lert_ds.errors import CheckpointError, ConfigError
+from lert_ds.machine import keep_freed_memory
 from lert_ds.objective import AnyBatch, StepOutput
 from lert_ds.train import deepspeed_config
 from lert_ds.train.fragments import WEIGHTS, Fragment, Fragments, Place, deal
@@ -52,6 +53,8 @@ def join_processes(timeout_seconds: float = 1800.0) -> bool:
     if torch.distributed.is_initialized():
         return False
     _check_device()
+    if device().type == "cpu":
+        keep_freed_memory()
     op_builds.use_own_programs()
     op_builds.wait_for_builds()
     if "RANK" not in os.environ:

@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import BertLayer, BertSelfAttention
 
 from lert_ds.errors import ConfigError
-from lert_ds.kernels import apply, cpu_ops, modules
+from lert_ds.kernels import apply, cpu_ops, modules, products
 from lert_ds.kernels.apply import Kernels, choose, use_kernels
 from lert_ds.kernels.cheap_dropout import CheapDropout
 from lert_ds.kernels.kernels_config import KernelsConfig
@@ -33,11 +33,12 @@ ROOT = Path(__file__).parents[3]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 FUSED = Kernels(
     attention="fused", qkv="fused", activation="fused", residual="fused", loss="fused",
-    dropout="lots", compile="off", cuda_graphs=False, fp8="off",
+    dropout="lots", products="onednn" if products.prefers_onednn() else "plain", compile="off",
+    cuda_graphs=False, fp8="off",
 )  # fmt: skip
 PLAIN = Kernels(
     attention="plain", qkv="plain", activation="plain", residual="plain", loss="plain",
-    dropout="plain", compile="off", cuda_graphs=False, fp8="off",
+    dropout="plain", products="plain", compile="off", cuda_graphs=False, fp8="off",
 )  # fmt: skip
 PRUNED = {"layer_attention_heads": [0, 1, 3], "layer_intermediate_sizes": [64, 0, 17]}
 SHAPES = pytest.mark.parametrize("shape", [{}, PRUNED], ids=["full", "pruned"])
@@ -206,7 +207,7 @@ def test_without_a_compiler_it_is_said_once_and_trains_with_lots(
     )
     assert all(parameter.grad is not None for parameter in model.parameters())
     (record,) = caplog.records
-    assert "could not be built, so the slower ones train: Ninja is required" in record.message
+    assert "could not be built, so the slower kernels train: Ninja is required" in record.message
 
 
 def test_what_pruning_took_apart_stays(lert: Callable[..., Any]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from lert_ds.kernels import attention
 from lert_ds.kernels.attention import attend, attend_packed, function_of, ranges_of
 from lert_ds.kernels.seed import draw_seed
 
@@ -127,14 +128,57 @@ def test_any_stretches_of_any_shape(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_rounded_once_at_the_end(
-    native: Any, keep: Keep, dtype: torch.dtype
+def test_where_it_computes_in_float32_half_precision_is_rounded_once_at_the_end(
+    native: Any, keep: Keep, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(attention, "_multiplies_bf16", lambda _: False)
     found, expected = both(native, keep, packed_of(2, 33, 2, 24).to(dtype), padding(2, 33), 0.1)
     assert [tensor.dtype for tensor in found] == [dtype, dtype]
     for ours, theirs in zip(found, expected, strict=True):
         unit = torch.finfo(dtype).eps
         torch.testing.assert_close(ours.double(), theirs, atol=unit / 10, rtol=unit)
+
+
+@pytest.fixture
+def in_bf16(native: Any) -> Any:
+    """The kernels, on a processor that multiplies bf16."""
+    if not attention._multiplies_bf16(native):
+        pytest.skip("needs a processor that multiplies bf16")
+    return native
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 1, 2), (2, 129, 1, 24), (3, 33, 2, 64), (1, 512, 2, 64), (2, 130, 3, 64), (1, 7, 1, 9)],
+    ids=str,
+)
+def test_in_bf16_it_is_near(
+    in_bf16: Any, keep: Keep, shape: tuple[int, int, int, int], name: str, dropout: float
+) -> None:
+    make = MASKS[name]
+    allowed = None if make is None else make(*shape[:2])
+    found, expected = both(in_bf16, keep, packed_of(*shape).bfloat16(), allowed, dropout)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == torch.bfloat16
+        error = (ours.double() - theirs).norm() / theirs.norm().clamp_min(1e-9)
+        assert float(error) < 1.2e-2  # one rounding to bf16 is 2e-3
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_in_bf16_threads_change_nothing(
+    in_bf16: Any, threads: Callable[[int], Any], number: int
+) -> None:
+    def run(count: int) -> list[Tensor]:
+        with threads(count):
+            torch.manual_seed(1)
+            ours = packed_of(2, 200, 3, 16).bfloat16().requires_grad_()
+            found = attend_packed(in_bf16, ours, None, dropout=0.1)
+            return [found, *torch.autograd.grad(found, ours, torch.ones_like(found))]
+
+    for one, other in zip(run(1), run(number), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_the_default_scaling_is_that_of_the_size(native: Any) -> None:
