@@ -43,6 +43,7 @@ CASES: dict[str, list[str]] = {
     "large 512, 32 a micro-batch": of("large", 32, 256),
     "large 512, 128 a micro-batch": of("large", 128, 256),
     "large 512, fused qkv": of("large", 64, 256, "kernels.qkv=fused"),
+    "large 512, fused activation": of("large", 64, 256, "kernels.activation=fused"),
     "large 512, fp8": of("large", 64, 256, "kernels.fp8=torchao"),
     "large 512, CUDA graphs": of("large", 64, 256, "kernels.cuda_graphs=true"),
     "large 512, documents apart": of("large", 64, 256, "attend_across_documents=false"),
@@ -85,7 +86,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=1e9, help="start no case after that long")
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--only", nargs="+", default=[""], help="cases whose name has one of these")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="cases whose name has this, or this, …"
+    )
     parser.add_argument("--peers", action="store_true", help="also Trainer and a DeepSpeed loop")
     parser.add_argument("--profile", action="store_true", help="each case; else the first alone")
     parser.add_argument("--trace", type=Path, help="Chrome trace of the first case")
@@ -96,7 +99,13 @@ def main() -> None:
         "command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
         "cases": {},
     }
-    names = [name for name in CASES if any(part in name for part in options.only)]
+    names = [name for part in options.only for name in CASES if part in name]
+    for name, words in PEERS.items() if options.peers else ():
+        if time.perf_counter() - started > options.seconds:
+            print(f"{name}: out of time", flush=True)
+            break
+        found["cases"][name] = peer(name, words, options)
+        keep(found, options.output)
     cases = workers()
     for number, name in enumerate(names):
         worker = next(cases)
@@ -107,12 +116,6 @@ def main() -> None:
         found["cases"][name] = case(name, worker, options, first=number == 0)
         keep(found, options.output)
     cases.close()
-    for name, words in PEERS.items() if options.peers else ():
-        if time.perf_counter() - started > options.seconds:
-            print(f"{name}: out of time", flush=True)
-            break
-        found["cases"][name] = peer(name, words, options)
-        keep(found, options.output)
 
 
 def keep(found: dict[str, Any], path: Path) -> None:

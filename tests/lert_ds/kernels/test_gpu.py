@@ -52,10 +52,12 @@ def assert_close(found: Any, expected: Any, tolerance: float) -> None:
     loss, gradients = found
     assert loss == pytest.approx(expected[0], rel=tolerance)
     assert gradients.keys() == expected[1].keys()
+    # Some gradients are noise alone, that of a key's bias: what they are small against is the rest.
+    largest = max(float(gradient.norm()) for gradient in expected[1].values())
     for name, gradient in gradients.items():
         other = expected[1][name]
-        difference = (gradient - other).norm() / other.norm().clamp(min=1e-3)
-        assert float(difference) < 10 * tolerance, name
+        difference = (gradient - other).norm() / other.norm().clamp(min=0.01 * largest)
+        assert float(difference) < 5 * tolerance, name
 
 
 @pytest.mark.parametrize("padded", [False, True])
