@@ -86,11 +86,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=1e9, help="start no case after that long")
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument(
-        "--only", nargs="+", default=[""], help="cases whose name has this, or this, …"
-    )
+    parser.add_argument("--only", nargs="+", default=[""], help="cases whose name has this")
     parser.add_argument("--peers", action="store_true", help="also Trainer and a DeepSpeed loop")
-    parser.add_argument("--profile", action="store_true", help="each case; else the first alone")
+    parser.add_argument("--profile", type=int, default=1, help="so many cases (default: 1)")
     parser.add_argument("--trace", type=Path, help="Chrome trace of the first case")
     parser.add_argument("--smoke", action="store_true", help="tiny, one step, to see that it runs")
     options = parser.parse_args()
@@ -99,7 +97,7 @@ def main() -> None:
         "command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
         "cases": {},
     }
-    names = [name for part in options.only for name in CASES if part in name]
+    names = list(dict.fromkeys(n for part in options.only for n in CASES if part in n))
     for name, words in PEERS.items() if options.peers else ():
         if time.perf_counter() - started > options.seconds:
             print(f"{name}: out of time", flush=True)
@@ -113,7 +111,7 @@ def main() -> None:
             print(f"{name}: out of time", flush=True)
             worker.kill()
             break
-        found["cases"][name] = case(name, worker, options, first=number == 0)
+        found["cases"][name] = case(name, worker, options, number)
         keep(found, options.output)
     cases.close()
 
@@ -150,7 +148,7 @@ def workers() -> Iterator["subprocess.Popen[str]"]:
 
 
 def case(
-    name: str, worker: "subprocess.Popen[str]", options: argparse.Namespace, *, first: bool
+    name: str, worker: "subprocess.Popen[str]", options: argparse.Namespace, number: int
 ) -> dict[str, Any]:
     """Measure one configuration; what fails says so and does not end the others."""
     begun = time.perf_counter()
@@ -159,12 +157,12 @@ def case(
         words = [word for word in words if "fp8" not in word] + SMOKE
     result_path = options.output.with_suffix(".case")
     steps = "1" if options.smoke else str(options.steps)
-    profiled = "1" if options.profile or first else "0"
+    profiled = "1" if number < options.profile else "0"
     command = [
         "benchmark", "pretrain", "pretrain-large", *words, "corpus=nowhere", "output=nowhere",
         "--steps", steps, "--warm-up", "1", "--profiled", profiled, "--json", str(result_path),
     ]  # fmt: skip
-    if options.trace and first:
+    if options.trace and number == 0:
         command += ["--trace", str(options.trace)]
     _, errors = worker.communicate(json.dumps(command) + "\n")
     if worker.returncode:
