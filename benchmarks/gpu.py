@@ -43,7 +43,6 @@ CASES: dict[str, list[str]] = {
     "large 512, 32 a micro-batch": of("large", 32, 256),
     "large 512, 128 a micro-batch": of("large", 128, 256),
     "large 512, fused qkv": of("large", 64, 256, "kernels.qkv=fused"),
-    "large 512, fused activation": of("large", 64, 256, "kernels.activation=fused"),
     "large 512, fp8": of("large", 64, 256, "kernels.fp8=torchao"),
     "large 512, CUDA graphs": of("large", 64, 256, "kernels.cuda_graphs=true"),
     "large 512, documents apart": of("large", 64, 256, "attend_across_documents=false"),

@@ -15,8 +15,7 @@ from transformers.models.bert.modeling_bert import (
 )
 
 from lert_ds.kernels import attention, cpu_ops
-from lert_ds.kernels.add_norm import add_norm, bias_gelu, plain_add_norm
-from lert_ds.kernels.fast_gelu import fast_bias_gelu
+from lert_ds.kernels.add_norm import add_norm, bias_gelu, plain_add_norm, plain_bias_gelu
 from lert_ds.kernels.products import OneDnnLinear, linear_of
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ def _is_listened_to(module: nn.Module) -> bool:
 
 
 _compiled_add_norm = torch.compile(plain_add_norm, dynamic=True)
-_compiled_bias_gelu = torch.compile(fast_bias_gelu, dynamic=True)
+_compiled_bias_gelu = torch.compile(plain_bias_gelu, dynamic=True)
 
 
 def _native(tensor: Tensor) -> Any | None:
@@ -166,10 +165,7 @@ class FusedIntermediate(BertIntermediate):  # type: ignore[misc]
             return plain
         product = linear_of(self.dense)(hidden_states, self.dense.weight, None)
         if is_cuda:
-            # Inside of a compiled layer the compiler sees it already.
-            compiling = torch.compiler.is_compiling()
-            function = fast_bias_gelu if compiling else _compiled_bias_gelu
-            return function(product, self.dense.bias)
+            return _compiled_bias_gelu(product, self.dense.bias)
         return bias_gelu(native, product, self.dense.bias)
 
 
