@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.models.bert.modeling_bert import BertLayer
 
-from lert_ds import config, pretrain, training
+from lert_ds import config, machine, pretrain, training
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.modeling_lert import LertForPreTraining
 
@@ -66,6 +67,7 @@ def measure(question: Mapping[str, Any]) -> Measured:
     length = int(question["length"])
     instances = -(-LEAST_TOKENS // length)
     layer = _layer(question, dtype)
+    linear = type(layer.output.dense)  # by the library that the run's kernels multiply with
     cast: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if question["precision"] == "autocast":
         cast = torch.autocast("cpu", dtype=torch.bfloat16)
@@ -73,8 +75,8 @@ def measure(question: Mapping[str, Any]) -> Measured:
         whole = _layer_seconds(layer, instances, length, question["hidden_size"], dtype)
         half = _layer_seconds(layer, 2 * instances, length // 2, question["hidden_size"], dtype)
     return Measured(
-        large_flops=_product_flops(LARGE, product),
-        small_flops=_product_flops(SMALL, product),
+        large_flops=_product_flops(linear, LARGE, product),
+        small_flops=_product_flops(linear, SMALL, product),
         layer_seconds=whole,
         half_length_seconds=half,
         layer_tokens=instances * length,
@@ -83,7 +85,7 @@ def measure(question: Mapping[str, Any]) -> Measured:
     )
 
 
-def _layer(question: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+def _layer(question: Mapping[str, Any], dtype: torch.dtype) -> BertLayer:
     """Return one layer of the model, with the dropout and the kernels of the run."""
     run = config.parse(pretrain.PretrainRun, dict(question["run"]), "plan")
     train = run.train.model_copy(update={"gradient_checkpointing": False})
@@ -100,7 +102,7 @@ def _layer(question: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
     )
     model = LertForPreTraining(shape).to(dtype).train()
     training.set_up_model(run.model_copy(update={"train": train}), model)
-    layer: nn.Module = model.bert.encoder.layer[0]
+    layer: BertLayer = model.bert.encoder.layer[0]
     return layer
 
 
@@ -116,8 +118,8 @@ def _layer_seconds(
     return best_seconds(work)
 
 
-def _product_flops(size: int, dtype: torch.dtype) -> float:
-    layer = nn.Linear(size, size, bias=False).to(dtype)
+def _product_flops(linear: type[nn.Linear], size: int, dtype: torch.dtype) -> float:
+    layer = linear(size, size, bias=False).to(dtype)
     inputs = torch.randn(size, size).to(dtype).requires_grad_()
     gradient = torch.randn(size, size).to(dtype)
     repeats = (LARGE // size) ** 2
@@ -147,5 +149,6 @@ def _launch_seconds() -> float:
 
 if __name__ == "__main__":
     print("ready", flush=True)  # noqa: T201
+    machine.keep_freed_memory()  # as a training does
     sys.stdin.readline()
     print(json.dumps(asdict(measure(json.loads(sys.argv[1])))), flush=True)  # noqa: T201
