@@ -35,6 +35,30 @@ ROOT = Path(__file__).parents[1]
 SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 
 
+BUILD = """
+from deepspeed.accelerator import get_accelerator
+from deepspeed.comm.torch import build_shm_op
+from lert_ds import op_builds
+from lert_ds.data import native_masking
+from lert_ds.kernels import cpu_ops
+cpu_ops.load(), native_masking.load()
+op_builds.wait_for_builds()
+for name in ("FusedAdamBuilder", "CPUAdamBuilder"):
+    get_accelerator().create_op_builder(name).load()
+build_shm_op()
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ops_are_built(request: pytest.FixtureRequest) -> None:
+    """Build before a launch what its processes would: a minute, which a time limit need not have.
+
+    And what is killed while it builds leaves a lock, for which the next start waits.
+    """
+    if any(item.get_closest_marker("launch") for item in request.session.items):
+        subprocess.run([sys.executable, "-c", BUILD], check=True, capture_output=True)
+
+
 def write_tiny_corpus(folder: Path, *, instances: int, seed: int, length: int = 32) -> Path:
     """Write a corpus of two texts, repeated: what stands at a place tells which, and so the rest.
 
