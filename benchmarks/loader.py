@@ -22,9 +22,10 @@ import numpy as np
 import torch
 
 from lert_ds.data.loader import training_batches
-from lert_ds.data.masking import MaskingConfig, VocabularyFacts, instance_generator, mask
+from lert_ds.data.masking import MaskingConfig, VocabularyFacts
+from lert_ds.data.native_masking import mask_rows
 from lert_ds.data.rows import RowLengths, cut
-from lert_ds.data.sampler import MicroBatches
+from lert_ds.data.sampler import MicroBatches, Samples
 from lert_ds.data.shards import Corpus, Manifest, write_manifest, write_shard
 from lert_ds.labels import LTP_TAGS, TASKS
 
@@ -84,27 +85,25 @@ def instances_per_second(
 
 
 def mask_microseconds(corpus: Corpus, instances: int, row_length: int) -> float:
-    """Return the processor time of cutting and masking one instance, its generator included."""
+    """Return the processor time of cutting and masking one instance, among so many."""
     facts, config = VocabularyFacts.of(corpus.manifest), MaskingConfig()
-    rows = [corpus[index % len(corpus)] for index in range(instances)]
+    indices = np.arange(instances) % len(corpus)
+    whole = corpus.rows(indices)
     started = time.process_time()
-    for index, instance in enumerate(rows):
-        generator = instance_generator(0, 0, index)
-        for row in cut(instance, row_length or corpus.length, facts):
-            mask(row, generator, config, facts)
+    rows = cut(whole, row_length or corpus.length, facts)
+    mask_rows(rows, Samples(np.zeros_like(indices), indices), 0, config, facts)
     return (time.process_time() - started) / instances * 1e6
 
 
 def lost_share(corpus: Corpus, row_length: int) -> float:
     """Return the share of the text that cutting instances to rows leaves out."""
     facts = VocabularyFacts.of(corpus.manifest)
-    whole = kept = 0
-    for index in range(len(corpus)):
-        instance = corpus[index]
-        whole += int(np.count_nonzero(~facts.never_masked[instance.input_ids]))
-        for row in cut(instance, row_length, facts):
-            kept += int(np.count_nonzero(~facts.never_masked[row.input_ids]))
-    return 1 - kept / whole
+    whole = corpus.rows(np.arange(len(corpus)))
+    rows = cut(whole, row_length, facts)
+    kept, all_of_it = (
+        int(np.count_nonzero(~facts.never_masked[of.input_ids])) for of in (rows, whole)
+    )
+    return 1 - kept / all_of_it
 
 
 def measure(corpus: Corpus, arguments: argparse.Namespace) -> dict[str, Any]:
