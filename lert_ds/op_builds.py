@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -77,6 +78,16 @@ def use_own_programs() -> None:
     programs, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
     if path.split(os.pathsep)[0] != programs:
         os.environ["PATH"] = os.pathsep.join([programs, path])
+
+
+def name_plain_architectures() -> None:
+    """Take the letters from `TORCH_CUDA_ARCH_LIST=9.0a`, as images for Hopper have it.
+
+    DeepSpeed 0.19 cannot read them, and none of its ops needs an instruction that they stand for.
+    """
+    name = "TORCH_CUDA_ARCH_LIST"
+    if (listed := os.environ.get(name)) is not None:
+        os.environ[name] = re.sub(r"(\d+\.\d+)[a-z]", r"\1", listed)
 
 
 def folder() -> Path:

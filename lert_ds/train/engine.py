@@ -56,6 +56,7 @@ def join_processes(timeout_seconds: float = 1800.0) -> bool:
     if device().type == "cpu":
         keep_freed_memory()
     op_builds.use_own_programs()
+    op_builds.name_plain_architectures()
     op_builds.wait_for_builds()
     if "RANK" not in os.environ:
         with socket.socket() as probe:

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 # Looked for in this order; the first that a name matches is its kind.
 _KINDS = {
     "gradient sync": r"nccl|gloo|all_?reduce|reduce_scatter|all_?gather|broadcast|c10d|shm_comm",
-    "loss": r"log_softmax|nll_loss|argmax|logsumexp",
+    "loss": r"cross_entropy|log_softmax|nll_loss|argmax|logsumexp",
     "attention": r"flash|fmha|attention|softmax_warp|_softmax|aten::bmm|scaled_dot",
     "optimizer": r"adam|lamb|lion|multi_tensor|foreach",
     "matrix products": (

@@ -210,3 +210,23 @@ def test_every_start_builds_with_the_same_ninja(
     monkeypatch.setenv("PATH", "/usr/bin")
     op_builds.build(source, (), "others do it")
     assert os.environ["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+@pytest.mark.parametrize(
+    ("listed", "named"),
+    [
+        ("9.0a", "9.0"),
+        ("8.0;9.0a 10.0f+PTX", "8.0;9.0 10.0+PTX"),
+        ("Hopper", "Hopper"),
+        (None, None),
+    ],
+)
+def test_deepspeed_gets_architectures_that_it_can_read(
+    monkeypatch: pytest.MonkeyPatch, listed: str | None, named: str | None
+) -> None:
+    if listed is None:
+        monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    else:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    op_builds.name_plain_architectures()
+    assert os.environ.get("TORCH_CUDA_ARCH_LIST") == named
