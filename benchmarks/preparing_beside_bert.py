@@ -35,6 +35,8 @@ from lert_ds.machine import description
 ROOT = Path(__file__).parents[1]
 COMMIT = "eedf5716ce1268e56f0a50264a88cafad334ac61"
 LENGTH, PREDICTIONS = 128, 18
+BATCH = 32
+"""Instances of 128 tokens that are masked together: a usual micro-batch."""
 Run = dict[str, Any]
 OURS, THEIRS = "ours", "create_pretraining_data.py"
 
@@ -94,9 +96,11 @@ def run_ours(folder: Path, vocabulary: Path, masks: int) -> dict[str, float]:
     prepared = time.process_time()
     corpus = Corpus([folder / "corpus"])
     batches = training_batches(
-        corpus, MaskingConfig(max_predictions=PREDICTIONS), MicroBatches(len(corpus), 0, 8, 8)
+        corpus,
+        MaskingConfig(max_predictions=PREDICTIONS),
+        MicroBatches(len(corpus), 0, BATCH, BATCH),
     )
-    masked = sum(len(next(batches)[1].labels) for _ in range(-(-masks * len(corpus) // 8)))
+    masked = sum(len(next(batches)[1].labels) for _ in range(-(-masks * len(corpus) // BATCH)))
     ended = time.process_time()
     return {
         "all": ended, "until_main": started, "prepare": prepared - started,
