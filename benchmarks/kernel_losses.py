@@ -24,7 +24,16 @@ SIDES = {
     "fused": [],
     "plain": [
         f"kernels.{name}={'off' if name == 'compile' else 'plain'}"
-        for name in ("attention", "qkv", "activation", "residual", "loss", "dropout", "compile")
+        for name in (
+            "attention",
+            "qkv",
+            "activation",
+            "residual",
+            "loss",
+            "dropout",
+            "products",
+            "compile",
+        )
     ],
 }
 
