@@ -14,6 +14,7 @@ from lert_ds import model_dir
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError, ModelError
 from lert_ds.evaluation import evaluate
+from lert_ds.kernels import products
 from lert_ds.labels import TagSets
 from lert_ds.machine import multiplies_bf16
 from lert_ds.model_surgery import Cut, cut, cut_config
@@ -161,6 +162,8 @@ def place_teacher(
     model = model.to(device, torch.bfloat16 if found == "bf16" else torch.float32)
     if found == "int8":
         to_int8(model)
+    if device.type == "cpu" and not compiled and products.prefers_onednn():
+        products.use_onednn(model)  # what is left in float32
     if compiled:
         for layer in model.get_submodule("bert.encoder").layer:
             layer.compile(dynamic=True)

@@ -167,8 +167,6 @@ def use_kernels(model: PreTrainedModel, kernels: Kernels) -> None:
         replaced[BertIntermediate] = FusedIntermediate
     if kernels.residual == "fused":
         replaced |= {BertSelfOutput: FusedSelfOutput, BertOutput: FusedOutput}
-    if kernels.products == "onednn":
-        replaced[nn.Linear] = products.OneDnnLinear
     if kernels.compile == "layers":
         replaced[BertLayer] = ReplayedLayer if kernels.cuda_graphs else CompiledLayer
         _allow_compilations(sum(type(module) is BertLayer for module in model.modules()))
@@ -176,6 +174,8 @@ def use_kernels(model: PreTrainedModel, kernels: Kernels) -> None:
         # Exactly these: a layer that pruning has taken apart keeps its own.
         if (other := replaced.get(type(module))) is not None:
             module.__class__ = other
+    if kernels.products == "onednn":
+        products.use_onednn(model)
     if kernels.dropout == "lots":
         use_cheap_masks(model)
     model.set_attn_implementation(_ATTENTION[kernels.attention])

@@ -74,6 +74,13 @@ class OneDnnLinear(nn.Linear):
         return onednn_linear(input, self.weight, self.bias)
 
 
+def use_onednn(model: nn.Module) -> None:
+    """Let the linear modules of a model multiply by oneDNN, in place; no weight changes."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = OneDnnLinear
+
+
 def _multiply(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return `left · rightᵀ + bias` of matrices."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
