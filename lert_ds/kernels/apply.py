@@ -26,6 +26,7 @@ from lert_ds.kernels.modules import (
     FusedSelfAttention,
     FusedSelfOutput,
     ReplayedLayer,
+    become,
     tell,
 )
 
@@ -173,7 +174,7 @@ def use_kernels(model: PreTrainedModel, kernels: Kernels) -> None:
     for module in model.modules():
         # Exactly these: a layer that pruning has taken apart keeps its own.
         if (other := replaced.get(type(module))) is not None:
-            module.__class__ = other
+            become(module, other)
     if kernels.products == "onednn":
         products.use_onednn(model)
     if kernels.dropout == "lots":

@@ -30,15 +30,13 @@ def tell(sentence: str) -> None:
         logger.warning("kernels: %s", sentence)
 
 
-def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Return whether a module is just that, so that its parameters may be used without calling it.
-
-    `kinds`: what it may be; without any, a linear one.
+def is_plain(module: nn.Module) -> bool:
+    """Return whether a module is linear and no more, so that its weights may be used without it.
 
     Not where something listens to its calls: ZeRO-3, which gathers its weights then, or a
     distillation that reads its output.
     """
-    return type(module) in (kinds or LINEAR) and not _is_listened_to(module)
+    return type(module) in LINEAR and not _is_listened_to(module)
 
 
 def _is_listened_to(module: nn.Module) -> bool:
@@ -111,6 +109,33 @@ class FusedSelfAttention(BertSelfAttention):  # type: ignore[misc]
         return output.reshape(batch, length, -1).contiguous(), probabilities
 
 
+class FusedLayerNorm(nn.LayerNorm):
+    """A norm that also drops and adds what comes before it.
+
+    A module that is called, so that what listens to it is heard: ZeRO-3 gathers its weights then.
+    And the dropout masks are the same in every stage.
+    """
+
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """Return LayerNorm(dropout(input) + residual), [..., hidden].
+
+        Args:
+            input: [..., hidden].
+            residual: The same; None: the norm alone.
+            dropout: Probability that a unit of `input` is dropped.
+        """
+        if residual is None:
+            return super().forward(input)
+        if input.device.type == "cuda":
+            return _compiled_add_norm(input, residual, self.weight, self.bias, self.eps, dropout)
+        return add_norm(cpu_ops.load(), input, residual, self, dropout)
+
+
 class _FusedAddNorm:
     """Dropout, sum and LayerNorm in one pass."""
 
@@ -126,18 +151,14 @@ class _FusedAddNorm:
             hidden_states: [batch, length, inputs].
             input_tensor: [batch, length, hidden], what goes around the layer.
         """
-        native, norm = _native(input_tensor), self.LayerNorm
         is_cuda = input_tensor.device.type == "cuda"
-        if not (is_cuda or native is not None) or not is_plain(norm, nn.LayerNorm):
+        norm = self.LayerNorm
+        if not (is_cuda or _native(input_tensor)) or not isinstance(norm, FusedLayerNorm):
             plain: Tensor = super().forward(hidden_states, input_tensor)  # type: ignore[misc]
             return plain
         dropout = self.dropout.p if self.training else 0.0
-        inputs = self.dense(hidden_states)
-        if is_cuda:
-            return _compiled_add_norm(
-                inputs, input_tensor, norm.weight, norm.bias, norm.eps, dropout
-            )
-        return add_norm(native, inputs, input_tensor, norm, dropout)
+        normed: Tensor = norm(self.dense(hidden_states), input_tensor, dropout)
+        return normed
 
 
 class FusedSelfOutput(_FusedAddNorm, BertSelfOutput):  # type: ignore[misc]
@@ -167,6 +188,15 @@ class FusedIntermediate(BertIntermediate):  # type: ignore[misc]
         if is_cuda:
             return _compiled_bias_gelu(product, self.dense.bias)
         return bias_gelu(native, product, self.dense.bias)
+
+
+def become(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Give a module another class, in place; its parameters and their names stay."""
+    module.__class__ = kind
+    if issubclass(kind, _FusedAddNorm):
+        norm = module.get_submodule("LayerNorm")
+        if type(norm) is nn.LayerNorm:
+            norm.__class__ = FusedLayerNorm
 
 
 def _forward_of_layer(layer: BertLayer, *args: Any, **kwargs: Any) -> Tensor:

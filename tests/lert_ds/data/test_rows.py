@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from lert_ds.corpus.align import Tokens
 from lert_ds.corpus.pack import Packer
+from lert_ds.data import rows as module
+from lert_ds.data.draws import Draws
 from lert_ds.data.masking import MaskingConfig, VocabularyFacts, mask
-from lert_ds.data.rows import AS_THE_CORPUS, RowLengths, check_length, cut, masking_of_rows
-from lert_ds.data.shards import Instance
+from lert_ds.data.rows import AS_THE_CORPUS, RowLengths, check_length, masking_of_rows
+from lert_ds.data.shards import Instance, Rows
 from lert_ds.errors import ConfigError
 from lert_ds.labels import IGNORE_INDEX, TASKS
 
@@ -42,6 +44,20 @@ def instance_of(documents: list[list[int]], length: int, pad: int = 0) -> Instan
 
 
 documents = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=30), min_size=1, max_size=5)
+
+
+def as_rows(instances: list[Instance]) -> Rows:
+    tags = {task: np.stack([one.tags[task] for one in instances]) for task in TASKS}
+    ids, starts = (np.stack([one[place] for one in instances]) for place in (0, 1))
+    return Rows(ids, starts, tags)
+
+
+def cut(instance: Instance, length: int, facts: VocabularyFacts) -> list[Instance]:
+    """Return the rows of one instance; those of another before it are others."""
+    other = instance_of([[3, 3]], len(instance.input_ids))
+    found = module.cut(as_rows([other, instance]), length, facts)
+    count = len(found.input_ids) // 2
+    return [found.row(row) for row in range(count, 2 * count)]
 
 
 def text_of(row: Instance) -> list[int]:
@@ -134,19 +150,20 @@ def test_an_instance_that_is_half_empty_makes_as_many_rows() -> None:
     assert len(rows) == 4
     for row in rows[1:]:
         assert row.input_ids.tolist() == [CLS, SEP, *[PAD] * 6]
-        masked = mask(row, np.random.default_rng(0), MaskingConfig(), FACTS)
+        masked = mask(row, Draws(0, 0, 0), MaskingConfig(), FACTS)
         assert not len(masked.positions)
 
 
 def test_the_full_length_is_the_instance_itself() -> None:
     instance = instance_of([[1, 2, 3]], 32)
-    assert cut(instance, 32, FACTS) == [instance]
+    whole = as_rows([instance])
+    assert module.cut(whole, 32, FACTS) is whole
 
 
 def test_a_full_row_of_128_predicts_18() -> None:
     instance = instance_of([[1, 2, 1, 3, 2] * 60], 512)
     for row in cut(instance, 128, FACTS):
-        masked = mask(row, np.random.default_rng(0), MaskingConfig(), FACTS)
+        masked = mask(row, Draws(0, 0, 0), MaskingConfig(), FACTS)
         assert len(masked.positions) == 18
 
 
