@@ -59,7 +59,6 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "stage 1, reduced to the owner": {"stage": 1, "use_multi_rank_bucket_allreduce": False},
     "stage 1, reduce_scatter off": {"stage": 1, "reduce_scatter": False},
     "stage 1, contiguous_gradients off": {"stage": 1, "contiguous_gradients": False},
-    "stage 1, round_robin_gradients": {"stage": 1, "round_robin_gradients": True},
 }  # fmt: skip
 
 

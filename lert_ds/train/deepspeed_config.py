@@ -100,6 +100,11 @@ def resolve(path: Path, owned: Mapping[str, float | int]) -> dict[str, Any]:
         tree[key] = value
     tree.setdefault("steps_per_print", 10**9)  # the trainer reports
     _check_rest(path, tree)
+    if tree.get("zero_optimization", {}).get("round_robin_gradients"):
+        raise ConfigError(
+            f"{path}: zero_optimization.round_robin_gradients: DeepSpeed 0.19 then reads the "
+            "master weights of other parameters, and a wrong model is saved; leave it out"
+        )
     return tree
 
 

@@ -93,9 +93,8 @@ def test_every_stage_and_precision_trains_alike(
     reference, _ = model_dir.load(one_process / "model", LertForPreTraining)
     weights = reference.state_dict()
     for key, weight in model.state_dict().items():
-        # Two runs that differ in rounding: in fp32 far less apart than a step is long, 3e-3; in
-        # bf16 the signs of small gradients differ, at most in all ten steps.
-        limit = 1e-3 if name.endswith("fp32") else 3e-2
+        # Two runs that differ in rounding alone: far less apart than a step's length, 3e-3 a step.
+        limit = 1e-3 if name.endswith("fp32") else 2e-2
         assert torch.allclose(weight, weights[key], atol=limit), key
 
 

@@ -247,3 +247,10 @@ def test_the_file_on_the_disk_stays_as_it_is(tmp_path: Path) -> None:
     before = path.read_bytes()
     deepspeed_config.resolve(path, OWNED)
     assert path.read_bytes() == before
+
+
+def test_what_would_save_a_wrong_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "machine.json"
+    path.write_text('{"zero_optimization": {"stage": 2, "round_robin_gradients": true}}', "utf-8")
+    with pytest.raises(ConfigError, match=r"round_robin_gradients.*leave it out"):
+        deepspeed_config.resolve(path, {})
