@@ -252,6 +252,7 @@ def test_gradients_are_the_same_with_gradient_checkpointing(
     checkpointed = step(model, taps)
     assert len(calls) == 2  # it was computed again
     assert plain.keys() == checkpointed.keys()
+    # The hook makes three products of one: 3e-5 apart where oneDNN multiplies.
     for name, gradient in plain.items():
         torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-4, atol=5e-5)
     # The second step finds nothing of what the first one computed again.
@@ -431,4 +432,4 @@ def test_taps_take_the_same_whatever_computes_a_layer(
         found.append(tensors_of(taps.take(MASK)))
     assert found[0].keys() == found[1].keys()
     for source, tensor in found[0].items():
-        torch.testing.assert_close(found[1][source], tensor, rtol=1e-4, atol=5e-5)
+        torch.testing.assert_close(found[1][source], tensor, rtol=1e-4, atol=1e-5)
