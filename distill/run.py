@@ -29,6 +29,7 @@ from lert_ds import arithmetic, cli, distributed, model_dir, run_folder, trainin
 from lert_ds.config import dump
 from lert_ds.configuration_lert import LertConfig
 from lert_ds.errors import ConfigError
+from lert_ds.kernels import products
 from lert_ds.kernels.apply import Kernels
 from lert_ds.train.engine import device
 from lert_ds.train.peers import Peers
@@ -203,6 +204,7 @@ def _place(config: DistillRun, model: PreTrainedModel) -> PreTrainedModel:
         config.teacher_precision,
         partitioned=config.teacher_partitioned,
         compiled=config.teacher_compile,
+        onednn=products.takes_onednn(config.kernels.products),
     )
     pieces = ", a piece a process" if config.teacher_partitioned else ""
     precision = precision_on(device(), config.teacher_precision)

@@ -140,6 +140,7 @@ def place_teacher(
     *,
     partitioned: bool,
     compiled: bool = False,
+    onednn: bool = False,
 ) -> PreTrainedModel:
     """Move a teacher to where it works: cast, on the device, in pieces a process where asked.
 
@@ -149,6 +150,7 @@ def place_teacher(
         precision: In which.
         partitioned: Keep a piece of it a process.
         compiled: Compile each layer of its encoder when it is first asked.
+        onednn: Multiply by oneDNN what is in float32 on a processor, and not compiled.
 
     Raises:
         ConfigError: int8 where there is no kernel for it.
@@ -162,8 +164,8 @@ def place_teacher(
     model = model.to(device, torch.bfloat16 if found == "bf16" else torch.float32)
     if found == "int8":
         to_int8(model)
-    if device.type == "cpu" and not compiled and products.prefers_onednn():
-        products.use_onednn(model)  # what is left in float32
+    if onednn and device.type == "cpu" and not compiled:
+        products.use_onednn(model)
     if compiled:
         for layer in model.get_submodule("bert.encoder").layer:
             layer.compile(dynamic=True)

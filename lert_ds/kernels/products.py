@@ -36,6 +36,11 @@ def prefers_onednn() -> bool:
     return "GenuineIntel" not in path.read_text("utf-8")
 
 
+def takes_onednn(asked: str) -> bool:
+    """Return whether float32 on a processor is multiplied by oneDNN, by `kernels.products`."""
+    return has_onednn() and (asked == "onednn" or (asked == "auto" and prefers_onednn()))
+
+
 def onednn_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return `inputs · weightᵀ + bias`; what is not float32 on a processor PyTorch multiplies.
 

@@ -124,3 +124,10 @@ def test_a_model_learns_the_same(lert: Callable[..., Any], lert_batch: Callable[
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
         torch.testing.assert_close(gradient, theirs[name], atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prefers", [False, True])
+def test_what_is_asked_for_comes_first(monkeypatch: pytest.MonkeyPatch, prefers: bool) -> None:
+    monkeypatch.setattr(products, "prefers_onednn", lambda: prefers)
+    taken = [products.takes_onednn(asked) for asked in ("auto", "plain", "onednn")]
+    assert taken == [prefers, False, True]
