@@ -39,6 +39,9 @@ EVALUATION_SEED = 20221110
 LENGTH_MULTIPLE = 8
 """Batches are cut to a multiple of this: tensor cores want it, and few shapes occur."""
 
+_TRAINERS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What asks the process that trains to save or end; workers are not to heed them."""
+
 _PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process gets when its parent ends."""
 
@@ -288,7 +291,13 @@ def _load(
         # resumed run would see other dropout than one that was not interrupted.
         generator=torch.Generator(),
     )
-    for item in loader:
+    # Workers are born with these signals blocked: one that comes early would end them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS_SIGNALS)
+    try:
+        items = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for item in items:
         if isinstance(item, UserError):
             raise item
         yield item
@@ -300,7 +309,7 @@ def _as_it_is(item: Any) -> Any:
 
 def _start_worker(_worker: int) -> None:
     """Leave signals to the process that trains: it saves first, and its workers go with it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in _TRAINERS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # Whatever kills that process: torch's own workers look now and then, and one that stood still
     # lived on for minutes.

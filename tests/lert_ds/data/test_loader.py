@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lert_ds.data import loader
 from lert_ds.data.loader import Batching, document_ends, evaluation_batches, training_batches
 from lert_ds.data.masking import MaskingConfig
 from lert_ds.data.rows import RowLengths
@@ -354,6 +355,20 @@ def test_workers_leave_ctrl_c_to_the_trainer_and_end_with_the_iterator(corpus: C
     while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(worker.is_alive() for worker in workers)
+
+
+def test_a_worker_lives_through_ctrl_c_while_it_starts(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_worker = loader._start_worker
+
+    def interrupted(worker: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        start_worker(worker)
+
+    monkeypatch.setattr(loader, "_start_worker", interrupted)
+    batches = training_batches(corpus, MASKING, micro_batches(corpus), workers=1)
+    assert [number for number, _ in take(batches, 3)] == [0, 1, 2]
 
 
 @pytest.mark.gpu
