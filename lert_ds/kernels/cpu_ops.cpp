@@ -19,6 +19,10 @@
 #include <ATen/native/CPUBlas.h>
 #include <torch/library.h>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -58,23 +62,27 @@ inline uint32_t lot(uint32_t key, uint32_t column) {
   return h ^ (h >> 16);
 }
 
-// e to the x for x <= 0 or small; relative error below 2e-7 (Cephes' polynomial of degree 6).
-inline float fast_exp(float x) {
-  x = std::max(x, -87.0f);
-  float n = std::nearbyint(x * 1.44269504f);
-  float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-  float scale;
-  __builtin_memcpy(&scale, &bits, sizeof(scale));
-  return p * scale;
+constexpr float kLog2E = 1.44269504f;
+
+// 2 to the y for y <= 0 or small; relative error below 3e-7 (a minimax polynomial of degree 5 for
+// the fraction, the whole part added to the exponent).
+inline float power_of_two(float y) {
+  y = std::max(y, -125.0f);
+  const float whole = std::nearbyint(y), r = y - whole;
+  float p = 1.3276472e-3f;
+  p = p * r + 9.6755410e-3f;
+  p = p * r + 5.5507131e-2f;
+  p = p * r + 2.4022120e-1f;
+  p = p * r + 6.9314694e-1f;
+  p = p * r + 1.0f;
+  int32_t bits;
+  __builtin_memcpy(&bits, &p, sizeof(bits));
+  bits += static_cast<int32_t>(whole) << 23;
+  __builtin_memcpy(&p, &bits, sizeof(p));
+  return p;
 }
+
+inline float exponential(float x) { return power_of_two(x * kLog2E); }
 
 // Which units are dropped, and what the others are multiplied by.
 struct Dropout {
@@ -87,39 +95,37 @@ struct Dropout {
   }
 };
 
-// Products of one row to dropped probabilities, in place; returns the log of the sum of exponentials.
-float softmax_row(float* __restrict row, int count, float scale, uint32_t key, Dropout dropout) {
+// What a row of products becomes: its dropped probabilities are the row times `factor`.
+struct RowSum {
+  float log_sum;  // of the exponentials
+  float factor;
+};
+
+// Products of one row to dropped exponentials, in place; `scale` is positive.
+template <bool dropping>
+RowSum softmax_row(float* __restrict row, int count, float scale, uint32_t key, Dropout dropout) {
   float largest = kLowest, sum = 0.0f;
 #pragma omp simd reduction(max : largest)
-  for (int j = 0; j < count; ++j) {
-    row[j] *= scale;
-    largest = row[j] > largest ? row[j] : largest;
-  }
-  for (int j = 0; j < count; ++j) {
-    row[j] = fast_exp(row[j] - largest);
-    sum += row[j];
-  }
-  const float factor = dropout.kept / sum;
+  for (int j = 0; j < count; ++j) largest = row[j] > largest ? row[j] : largest;
+  const float slope = scale * kLog2E, top = largest * slope;
   const uint32_t threshold = dropout.threshold;
-  if (threshold == 0) {
-    for (int j = 0; j < count; ++j) row[j] *= factor;
-  } else {
-    for (int j = 0; j < count; ++j) {
-      const float keep = lot(key, j) >= threshold ? factor : 0.0f;
-      row[j] *= keep;
-    }
+  for (int j = 0; j < count; ++j) {
+    const float power = power_of_two(row[j] * slope - top);
+    sum += power;
+    row[j] = !dropping || lot(key, j) >= threshold ? power : 0.0f;
   }
-  return largest + std::log(sum);
+  return {largest * scale + std::log(sum), dropout.kept / sum};
 }
 
 // Products of one row to dropped probabilities, and the gradients of these to those of the products.
+template <bool dropping>
 void softmax_backward_row(float* __restrict row, float* __restrict slope, int count, float log_sum,
                           float mean, float scale, uint32_t key, Dropout dropout) {
   const uint32_t threshold = dropout.threshold;
-  const float kept = dropout.kept;
+  const float kept = dropout.kept, factor = scale * kLog2E, top = log_sum * kLog2E;
   for (int j = 0; j < count; ++j) {
-    const float probability = fast_exp(row[j] * scale - log_sum);
-    const float keep = lot(key, j) >= threshold ? kept : 0.0f;
+    const float probability = power_of_two(row[j] * factor - top);
+    const float keep = !dropping || lot(key, j) >= threshold ? kept : 0.0f;
     row[j] = probability * keep;
     slope[j] = probability * (keep * slope[j] - mean) * scale;
   }
@@ -132,9 +138,8 @@ struct Gaussian {
 
 // By the error function of Abramowitz and Stegun 7.1.26: absolute error below 1.5e-7.
 inline Gaussian gaussian(float x) {
-  float z = std::fabs(x) * 0.70710678f;
-  float e = fast_exp(-z * z);
-  float t = 1.0f / (1.0f + 0.3275911f * z);
+  float e = power_of_two(x * x * (-0.5f * kLog2E));
+  float t = 1.0f / (1.0f + 0.23164189f * std::fabs(x));
   float p = 1.061405429f;
   p = p * t - 1.453152027f;
   p = p * t + 1.421413741f;
@@ -218,6 +223,38 @@ inline uint32_t rounded(float x) {  // to the nearest bfloat16, of finite number
   return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
 }
 
+// float32 to bfloat16. The compiler does not know the instruction of it.
+inline void round_row(const float* __restrict in, int64_t count, at::BFloat16* __restrict to) {
+  auto* out = reinterpret_cast<uint16_t*>(to);
+  int64_t j = 0;
+#ifdef __AVX512BF16__
+  for (; j + 16 <= count; j += 16) {
+    const __m256bh halves = _mm512_cvtneps_pbh(_mm512_loadu_ps(in + j));
+    __builtin_memcpy(out + j, &halves, sizeof(halves));
+  }
+#endif
+  for (; j < count; ++j) out[j] = static_cast<uint16_t>(rounded(in[j]));
+}
+
+// Two rows of float32 to bfloat16, the elements of both side by side.
+inline void round_rows(const float* __restrict one, const float* __restrict other, int64_t count,
+                       at::BFloat16* __restrict to) {
+  auto* out = reinterpret_cast<uint32_t*>(to);
+  int64_t j = 0;
+#ifdef __AVX512BF16__
+  alignas(64) uint16_t places[32];
+  for (int i = 0; i < 32; ++i) places[i] = static_cast<uint16_t>(i / 2 + i % 2 * 16);
+  const __m512i order = _mm512_load_si512(places);
+  for (; j + 16 <= count; j += 16) {
+    const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(other + j), _mm512_loadu_ps(one + j));
+    __m512i words;
+    __builtin_memcpy(&words, &both, sizeof(words));
+    _mm512_storeu_si512(out + j, _mm512_permutexvar_epi16(order, words));
+  }
+#endif
+  for (; j < count; ++j) out[j] = rounded(one[j]) | rounded(other[j]) << 16;
+}
+
 // Packs rows [0, rows) of a matrix, then zeros up to `padded` rows.
 template <typename T>
 void pack(const T* from, int64_t stride, int64_t rows, int64_t padded, int64_t columns, T* to) {
@@ -238,40 +275,94 @@ void pack(const T* from, int64_t stride, int64_t rows, int64_t padded, int64_t c
   }
 }
 
+// Sixteen numbers of 32 bits: one register of AVX-512, two of AVX2, four of NEON.
+constexpr int64_t kLine = 16;
+typedef uint32_t Line __attribute__((vector_size(64)));
+
+inline Line choose(Line a, Line b, Line places) {  // of the 32 numbers of both
+#ifdef __clang__
+  Line chosen;
+  for (int i = 0; i < kLine; ++i) chosen[i] = places[i] < kLine ? a[places[i]] : b[places[i] - kLine];
+  return chosen;
+#else
+  return __builtin_shuffle(a, b, places);
+#endif
+}
+
+// Exchanges the upper right with the lower left quarter of every 2 step x 2 step block of a tile.
+template <uint32_t step>
+inline void cross(Line (&tile)[kLine]) {
+  Line upper, lower;
+  for (uint32_t j = 0; j < kLine; ++j) {
+    upper[j] = j & step ? kLine + j - step : j;
+    lower[j] = j & step ? kLine + j : j + step;
+  }
+  for (uint32_t i = 0; i < kLine; ++i) {
+    if (i & step) continue;
+    const Line a = tile[i], b = tile[i + step];
+    tile[i] = choose(a, b, upper);
+    tile[i + step] = choose(a, b, lower);
+  }
+}
+
+// to[j * to_stride + i] = from[i * stride + j] of numbers of 32 bits, in tiles of 16 x 16: one by one
+// the strides of a power of two would put all rows into few sets of the cache. `stride` in bytes.
+// Where To is bfloat16 the numbers are float32 and get rounded.
+template <typename To>
+void transpose(const void* from, int64_t stride, int64_t rows, int64_t columns, To* to,
+               int64_t to_stride) {
+  const auto at = [&](int64_t i, int64_t j) {
+    return static_cast<const char*>(from) + i * stride + j * sizeof(uint32_t);
+  };
+  const auto store = [](const uint32_t* numbers, int64_t count, To* out) {
+    if constexpr (kPaired<To>) round_row(reinterpret_cast<const float*>(numbers), count, out);
+    else __builtin_memcpy(out, numbers, count * sizeof(To));
+  };
+  for (int64_t i = 0; i < rows; i += kLine)
+    for (int64_t j = 0; j < columns; j += kLine) {
+      const int64_t height = std::min(kLine, rows - i), width = std::min(kLine, columns - j);
+      Line tile[kLine] = {};
+      if (width == kLine) {  // a size that the compiler knows
+        for (int64_t r = 0; r < height; ++r) __builtin_memcpy(&tile[r], at(i + r, j), sizeof(Line));
+      } else {
+        for (int64_t r = 0; r < height; ++r) __builtin_memcpy(&tile[r], at(i + r, j), width * 4);
+      }
+      cross<8>(tile);
+      cross<4>(tile);
+      cross<2>(tile);
+      cross<1>(tile);
+      for (int64_t c = 0; c < width; ++c) {
+        uint32_t line[kLine];
+        __builtin_memcpy(line, &tile[c], sizeof(line));
+        To* out = to + (j + c) * to_stride + i;
+        if (height == kLine) store(line, kLine, out);
+        else store(line, height, out);
+      }
+    }
+}
+
 // Packs the transpose of rows [0, rows) of a matrix, with zeros for rows up to `padded`.
 template <typename T>
 void pack_transposed(const T* from, int64_t stride, int64_t rows, int64_t padded, int64_t columns,
                      T* to) {
-  using Unit = std::conditional_t<kPaired<T>, uint32_t, float>;  // what stays together
-  const int64_t units = kPaired<T> ? columns / 2 : columns;
-  Unit* out = reinterpret_cast<Unit*>(to);
-  for (int64_t j = 0; j < units; ++j) {
-    for (int64_t i = 0; i < rows; ++i)
-      __builtin_memcpy(&out[j * padded + i], from + i * stride + j * (kPaired<T> ? 2 : 1),
-                       sizeof(Unit));
-    std::fill_n(out + j * padded + rows, padded - rows, Unit(0));
-  }
+  const int64_t units = columns * sizeof(T) / sizeof(uint32_t);  // what stays together
+  auto* out = reinterpret_cast<uint32_t*>(to);
+  transpose(from, stride * sizeof(T), rows, units, out, padded);
+  for (int64_t j = 0; j < units; ++j)
+    std::fill_n(out + j * padded + rows, padded - rows, uint32_t(0));
 }
 
-// The transpose of rows [0, rows) of a matrix as the left side of a product, zeros up to `padded`.
+// The transpose of rows [0, rows) of a matrix as the left side of a product; bfloat16 gets a column
+// of zeros where `rows` is odd. `room` holds as many numbers as the result.
 template <typename T>
-void transpose(const T* from, int64_t stride, int64_t rows, int64_t padded, int64_t columns, T* to) {
-  for (int64_t j = 0; j < columns; ++j) {
-    for (int64_t i = 0; i < rows; ++i) to[j * padded + i] = from[i * stride + j];
-    for (int64_t i = rows; i < padded; ++i) to[j * padded + i] = T(0.0f);
+void transpose_left(const T* from, int64_t stride, int64_t rows, int64_t columns, T* to, T* room) {
+  if constexpr (kPaired<T>) {
+    const int64_t pairs = (rows + 1) / 2;
+    pack(from, stride, rows, 2 * pairs, columns, room);
+    transpose(room, columns * sizeof(uint32_t), pairs, columns, reinterpret_cast<uint32_t*>(to), pairs);
+  } else {
+    transpose(from, stride * sizeof(T), rows, columns, to, rows);
   }
-}
-
-// Columns [0, rows) of a float matrix as the rows of another.
-template <typename T>
-void transpose_back(const float* from, int64_t stride, int64_t rows, int64_t columns, T* to,
-                    int64_t to_stride) {
-  constexpr int64_t kTile = 16;
-  for (int64_t i = 0; i < rows; i += kTile)
-    for (int64_t j = 0; j < columns; j += kTile)
-      for (int64_t r = i; r < std::min(i + kTile, rows); ++r)
-        for (int64_t c = j; c < std::min(j + kTile, columns); ++c)
-          to[r * to_stride + c] = static_cast<T>(from[c * stride + r]);
 }
 
 // Rows of a block in float32, and as the left and the right side of products.
@@ -297,19 +388,11 @@ struct Block {
     else return numbers.data();
   }
   void round_left(int64_t r) {
-    if constexpr (kPaired<T>) {
-      const float* __restrict in = row(r);
-      uint16_t* __restrict out = reinterpret_cast<uint16_t*>(left.data()) + r * width;
-      for (int64_t j = 0; j < width; ++j) out[j] = static_cast<uint16_t>(rounded(in[j]));
-    }
+    if constexpr (kPaired<T>) round_row(row(r), width, left.data() + r * width);
   }
   // Of rows r and r + 1.
   void round_right(int64_t r) {
-    if constexpr (kPaired<T>) {
-      uint32_t* __restrict out = reinterpret_cast<uint32_t*>(right.data()) + r / 2 * width;
-      const float *__restrict one = row(r), *__restrict other = row(r + 1);
-      for (int64_t j = 0; j < width; ++j) out[j] = rounded(one[j]) | rounded(other[j]) << 16;
-    }
+    if constexpr (kPaired<T>) round_rows(row(r), row(r + 1), width, right.data() + r * width);
   }
 };
 
@@ -323,7 +406,8 @@ void attend(const Shape& shape, const Heads<T>& q, const Heads<T>& k, const Head
     const int64_t size = shape.size, padded = shape.padded;
     Block<T> scores(shape.rows * padded);
     std::vector<T> keys(padded * size), values(padded * size);
-    std::vector<float> sums(shape.rows * size);
+    std::vector<float> sums(shape.rows * size), factors(shape.rows);
+    const auto softmax = drop.threshold ? softmax_row<true> : softmax_row<false>;
     for (int64_t pair = from; pair < to; ++pair) {
       const int64_t b = pair / shape.heads, h = pair % shape.heads;
       pack_transposed(k.of(b, h), k.row, shape.length, padded, size, keys.data());
@@ -348,16 +432,21 @@ void attend(const Shape& shape, const Heads<T>& q, const Heads<T>& k, const Head
           const int64_t begin = first < end ? first - low : 0, stop = first < end ? end - low : 0;
           std::fill_n(row, begin, 0.0f);
           std::fill_n(row + stop, width - stop, 0.0f);
-          log_sum[place] = 0.0f;
+          RowSum sum{0.0f, 0.0f};
           if (begin < stop)
-            log_sum[place] = softmax_row(row + begin, stop - begin, scale,
-                                         row_key(seed, place) + column_key(first), drop);
+            sum = softmax(row + begin, stop - begin, scale,
+                          row_key(seed, place) + column_key(first), drop);
+          log_sum[place] = sum.log_sum;
+          factors[r] = sum.factor;
           scores.round_left(r);
         }
         multiply<T>(count, size, width, scores.as_left(), width, values.data() + low * size, size,
                     sums.data(), size, false);
-        for (int64_t r = 0; r < count; ++r)
-          std::copy_n(sums.data() + r * size, size, out.of(b, h, i + r));
+        for (int64_t r = 0; r < count; ++r) {
+          T* to_row = out.of(b, h, i + r);
+          for (int64_t d = 0; d < size; ++d)
+            to_row[d] = static_cast<T>(sums[r * size + d] * factors[r]);
+        }
       }
     }
     at::native::cpublas::brgemm_release(kPaired<T>);
@@ -395,8 +484,10 @@ void attend_backward(const Shape& shape, const Heads<T>& dout, const Heads<T>& q
     const int64_t size = shape.size, padded = shape.padded, area = padded * size;
     Block<T> scores((shape.rows + 1) * padded), slopes((shape.rows + 1) * padded);
     std::vector<T> keys_across(area), values_across(area), keys(area);
-    std::vector<T> queries_across((shape.rows + 1) * size), gradients_across(queries_across.size());
+    std::vector<T> across((shape.rows + 1) * size), room(across.size());
     std::vector<float> of_keys(area), of_values(area), of_queries(shape.rows * size);
+    std::vector<float> means(shape.rows);
+    const auto softmax = drop.threshold ? softmax_backward_row<true> : softmax_backward_row<false>;
     for (int64_t pair = from; pair < to; ++pair) {
       const int64_t b = pair / shape.heads, h = pair % shape.heads;
       pack_transposed(k.of(b, h), k.row, shape.length, padded, size, keys_across.data());
@@ -412,17 +503,20 @@ void attend_backward(const Shape& shape, const Heads<T>& dout, const Heads<T>& q
           for (int64_t r = 0; r < count; ++r) std::fill_n(dq.of(b, h, i + r), size, T(0.0f));
           continue;
         }
-        const int64_t across = low * (kPaired<T> ? 2 : 1);
-        multiply<T>(count, width, size, q.of(b, h, i), q.row, keys_across.data() + across, padded,
+        // Of all rows at once: row by row each would wait for memory.
+        for (int64_t r = 0; r < count; ++r) {
+          const T *of_out = dout.of(b, h, i + r), *was = out.of(b, h, i + r);
+          means[r] = 0.0f;
+          for (int64_t d = 0; d < size; ++d)
+            means[r] += static_cast<float>(of_out[d]) * static_cast<float>(was[d]);
+        }
+        const int64_t start = low * (kPaired<T> ? 2 : 1);
+        multiply<T>(count, width, size, q.of(b, h, i), q.row, keys_across.data() + start, padded,
                     scores.row(0), width, false);
-        multiply<T>(count, width, size, dout.of(b, h, i), dout.row, values_across.data() + across,
+        multiply<T>(count, width, size, dout.of(b, h, i), dout.row, values_across.data() + start,
                     padded, slopes.row(0), width, false);
         for (int64_t r = 0; r < count; ++r) {
           float *__restrict row = scores.row(r), *__restrict slope = slopes.row(r);
-          const T *of_out = dout.of(b, h, i + r), *was = out.of(b, h, i + r);
-          float mean = 0.0f;
-          for (int64_t d = 0; d < size; ++d)
-            mean += static_cast<float>(of_out[d]) * static_cast<float>(was[d]);
           const int64_t first = visible.first(b, i + r), end = visible.end(b, i + r);
           const int64_t place = pair * shape.length + i + r;
           const int64_t begin = first < end ? first - low : 0, stop = first < end ? end - low : 0;
@@ -430,8 +524,8 @@ void attend_backward(const Shape& shape, const Heads<T>& dout, const Heads<T>& q
           std::fill_n(slope, begin, 0.0f);
           std::fill_n(row + stop, width - stop, 0.0f);
           std::fill_n(slope + stop, width - stop, 0.0f);
-          softmax_backward_row(row + begin, slope + begin, stop - begin, log_sum[place], mean,
-                               scale, row_key(seed, place) + column_key(first), drop);
+          softmax(row + begin, slope + begin, stop - begin, log_sum[place], means[r], scale,
+                  row_key(seed, place) + column_key(first), drop);
           slopes.round_left(r);
           if (r == count - 1 && r % 2 == 0) {  // nothing stands beside an odd last row
             std::fill_n(scores.row(count), width, 0.0f);
@@ -449,15 +543,16 @@ void attend_backward(const Shape& shape, const Heads<T>& dout, const Heads<T>& q
         // Gradients of keys and values across, [size, length], so that what was just computed is
         // the right side of their products and nothing of that size has to be transposed.
         const int64_t even = kPaired<T> ? count + count % 2 : count;
-        transpose(q.of(b, h, i), q.row, count, even, size, queries_across.data());
-        transpose(dout.of(b, h, i), dout.row, count, even, size, gradients_across.data());
-        multiply<T>(size, width, even, gradients_across.data(), even, scores.as_right(), width,
+        transpose_left(dout.of(b, h, i), dout.row, count, size, across.data(), room.data());
+        multiply<T>(size, width, even, across.data(), even, scores.as_right(), width,
                     of_values.data() + low, padded, true);
-        multiply<T>(size, width, even, queries_across.data(), even, slopes.as_right(), width,
+        transpose_left(q.of(b, h, i), q.row, count, size, across.data(), room.data());
+        multiply<T>(size, width, even, across.data(), even, slopes.as_right(), width,
                     of_keys.data() + low, padded, true);
       }
-      transpose_back(of_keys.data(), padded, shape.length, size, dk.of(b, h), dk.row);
-      transpose_back(of_values.data(), padded, shape.length, size, dv.of(b, h), dv.row);
+      const int64_t stride = padded * sizeof(float);
+      transpose(of_keys.data(), stride, size, shape.length, dk.of(b, h), dk.row);
+      transpose(of_values.data(), stride, size, shape.length, dv.of(b, h), dv.row);
     }
     at::native::cpublas::brgemm_release(kPaired<T>);
   });
@@ -677,7 +772,7 @@ std::pair<float, bool> cross_entropy_row(T* __restrict logits, int64_t classes, 
     const float logit = static_cast<float>(logits[j]);
     largest = logit > largest ? logit : largest;
   }
-  for (int64_t j = 0; j < classes; ++j) sum += fast_exp(static_cast<float>(logits[j]) - largest);
+  for (int64_t j = 0; j < classes; ++j) sum += exponential(static_cast<float>(logits[j]) - largest);
   const float at_truth = static_cast<float>(logits[truth]);
   bool hit = at_truth == largest;
   for (int64_t j = 0; hit && j < truth; ++j) hit = static_cast<float>(logits[j]) < largest;
@@ -685,7 +780,7 @@ std::pair<float, bool> cross_entropy_row(T* __restrict logits, int64_t classes, 
   if (slopes == nullptr) return {loss, hit};
   const float factor = 1.0f / sum;
   for (int64_t j = 0; j < classes; ++j) {
-    const float slope = fast_exp(static_cast<float>(logits[j]) - largest) * factor;
+    const float slope = exponential(static_cast<float>(logits[j]) - largest) * factor;
     slopes[j] += slope;
     logits[j] = static_cast<T>(slope);
   }
