@@ -275,11 +275,17 @@ void pack(const T* from, int64_t stride, int64_t rows, int64_t padded, int64_t c
   }
 }
 
-// Sixteen numbers of 32 bits: one register of AVX-512, two of AVX2, four of NEON.
+// A register of numbers of 32 bits.
+#if defined(__AVX512F__)
 constexpr int64_t kLine = 16;
-typedef uint32_t Line __attribute__((vector_size(64)));
+#elif defined(__AVX2__)
+constexpr int64_t kLine = 8;
+#else
+constexpr int64_t kLine = 4;
+#endif
+typedef uint32_t Line __attribute__((vector_size(kLine * 4)));
 
-inline Line choose(Line a, Line b, Line places) {  // of the 32 numbers of both
+inline Line choose(Line a, Line b, Line places) {  // of the numbers of both
 #ifdef __clang__
   Line chosen;
   for (int i = 0; i < kLine; ++i) chosen[i] = places[i] < kLine ? a[places[i]] : b[places[i] - kLine];
@@ -305,7 +311,7 @@ inline void cross(Line (&tile)[kLine]) {
   }
 }
 
-// to[j * to_stride + i] = from[i * stride + j] of numbers of 32 bits, in tiles of 16 x 16: one by one
+// to[j * to_stride + i] = from[i * stride + j] of numbers of 32 bits, in square tiles: one by one
 // the strides of a power of two would put all rows into few sets of the cache. `stride` in bytes.
 // Where To is bfloat16 the numbers are float32 and get rounded.
 template <typename To>
@@ -323,12 +329,15 @@ void transpose(const void* from, int64_t stride, int64_t rows, int64_t columns, 
       const int64_t height = std::min(kLine, rows - i), width = std::min(kLine, columns - j);
       Line tile[kLine] = {};
       if (width == kLine) {  // a size that the compiler knows
-        for (int64_t r = 0; r < height; ++r) __builtin_memcpy(&tile[r], at(i + r, j), sizeof(Line));
+        for (int64_t r = 0; r < height; ++r) {
+          __builtin_memcpy(&tile[r], at(i + r, j), sizeof(Line));
+          __builtin_prefetch(at(i + r + kLine, j));  // rows are too far apart for the processor's own
+        }
       } else {
         for (int64_t r = 0; r < height; ++r) __builtin_memcpy(&tile[r], at(i + r, j), width * 4);
       }
-      cross<8>(tile);
-      cross<4>(tile);
+      if constexpr (kLine > 8) cross<8>(tile);
+      if constexpr (kLine > 4) cross<4>(tile);
       cross<2>(tile);
       cross<1>(tile);
       for (int64_t c = 0; c < width; ++c) {
@@ -339,6 +348,28 @@ void transpose(const void* from, int64_t stride, int64_t rows, int64_t columns, 
         else store(line, height, out);
       }
     }
+}
+
+// The transpose of a float32 matrix whose rows are contiguous. PyTorch's copy takes two to three times
+// as long, which was 5 % of a training step.
+Tensor transposed(const Tensor& matrix) {
+  TORCH_CHECK(matrix.dim() == 2 && matrix.scalar_type() == at::kFloat &&
+                  (matrix.stride(1) == 1 || matrix.size(1) == 1),
+              "not a float32 matrix with contiguous rows");
+  const int64_t rows = matrix.size(0), columns = matrix.size(1);
+  Tensor output = at::empty({columns, rows}, matrix.options());
+  const float* from = matrix.data_ptr<float>();
+  float* to = output.data_ptr<float>();
+  // Few columns at a time, so that as few pages are written to.
+  constexpr int64_t kColumns = 64;
+  at::parallel_for(0, (columns + kColumns - 1) / kColumns, 1, [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) {
+      const int64_t j = part * kColumns;
+      transpose(from + j, matrix.stride(0) * sizeof(float), rows, std::min(kColumns, columns - j),
+                to + j * rows, rows);
+    }
+  });
+  return output;
 }
 
 // Packs the transpose of rows [0, rows) of a matrix, with zeros for rows up to `padded`.
@@ -459,6 +490,7 @@ std::tuple<Tensor, Tensor> attention_forward(const Tensor& query, const Tensor& 
                                              double scaling, int64_t seed) {
   Shape shape(query);
   TORCH_CHECK(key.sizes() == query.sizes() && value.sizes() == query.sizes());
+  TORCH_CHECK(scaling > 0, "scaling = ", scaling);
   Ranges visible = ranges_of(ranges, shape);
   Tensor output = at::empty({shape.batch, shape.length, shape.heads, shape.size}, query.options());
   Tensor log_sums = at::empty({shape.batch, shape.heads, shape.length},
@@ -841,6 +873,7 @@ TORCH_LIBRARY(LERT_DS_LIBRARY, library) {
   library.def(
       "cross_entropy(Tensor(a!) logits, Tensor labels, bool wanted) -> (Tensor, Tensor, Tensor)",
       &cross_entropy);
+  library.def("transposed(Tensor matrix) -> Tensor", &transposed);
   library.def("bias_gelu_forward(Tensor input, Tensor bias) -> Tensor", &bias_gelu_forward);
   library.def("bias_gelu_backward(Tensor gradient, Tensor input, Tensor bias) -> (Tensor, Tensor)",
               &bias_gelu_backward);

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from lert_ds.kernels import cpu_ops
+
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Input [..., inputs], weight [outputs, inputs], bias [outputs] or None → [..., outputs]."""
 
@@ -92,6 +94,26 @@ def _multiply(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor
     return product
 
 
+def _weight_gradient(gradient: Tensor, inputs: Tensor) -> Tensor:
+    """Return `gradientᵀ · inputs`, [outputs, inputs], of [rows, outputs] and [rows, inputs].
+
+    oneDNN's left side has to be contiguous: what is smaller is transposed, and the result after it
+    where that is the inputs.
+    """
+    (rows, outputs), width = gradient.shape, inputs.shape[1]
+    if rows * outputs > rows * width + outputs * width:
+        return _transposed(_multiply(_transposed(inputs), gradient.t()))
+    return _multiply(_transposed(gradient), inputs.t())
+
+
+def _transposed(matrix: Tensor) -> Tensor:
+    native = cpu_ops.load()
+    if native is None or matrix.stride(1) != 1:
+        return matrix.t().contiguous()
+    transposed: Tensor = native.transposed(matrix)
+    return transposed
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -107,7 +129,7 @@ class _Product(torch.autograd.Function):
         if context.needs_input_grad[0]:
             of_inputs = _multiply(flat, weight.t()).view(inputs.shape)
         if context.needs_input_grad[1]:
-            of_weight = _multiply(flat.t(), inputs.reshape(-1, inputs.shape[-1]).t())
+            of_weight = _weight_gradient(flat, inputs.reshape(-1, inputs.shape[-1]))
         if context.needs_input_grad[2]:
             of_bias = flat.sum(0)
         return of_inputs, of_weight, of_bias

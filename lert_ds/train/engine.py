@@ -147,6 +147,9 @@ class Engine:
             basic.state.clear()
             for group in basic.param_groups:
                 group.pop("step", None)
+            if distributed.world_size() == 1:
+                # Else every gradient is copied to one tensor and back, to sum over one process.
+                self._engine.enable_backward_allreduce = False
         basic.register_step_pre_hook(_refuse_non_finite_gradients)
 
     def __call__(self, batch: AnyBatch, *, step: int) -> StepOutput:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lert_ds.kernels import cpu_ops
 
@@ -16,6 +17,17 @@ def test_all_kernels_are_there(native: Any) -> None:
     }
     assert all(callable(getattr(native, name)) for name in names)
     assert cpu_ops.load() is native  # one build a process
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (16, 16), (5, 70), (70, 5), (33, 150), (0, 3)])
+def test_a_matrix_is_transposed_also_where_it_is_part_of_another(
+    native: Any, shape: tuple[int, int]
+) -> None:
+    rows, columns = shape
+    matrix = torch.randn(rows, columns + 7)[:, 3 : 3 + columns]
+    transposed = native.transposed(matrix)
+    assert transposed.is_contiguous()
+    assert torch.equal(transposed, matrix.t())
 
 
 def test_without_a_compiler_it_warns_once_and_gives_nothing(

@@ -45,6 +45,23 @@ def test_outputs_and_gradients_are_those_of_a_linear_module(
         torch.testing.assert_close(ours.double(), theirs, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("has_native", [True, False])
+@pytest.mark.parametrize(("inputs", "outputs"), [(21, 150), (150, 21), (40, 40)])
+def test_the_gradient_of_a_weight_is_right_whichever_side_is_transposed(
+    inputs: int, outputs: int, has_native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_native:
+        monkeypatch.setattr(products.cpu_ops, "load", lambda: None)
+    rows, weight, _ = inputs_of((50, inputs), outputs, bias=False)
+    assert rows is not None
+    assert weight is not None
+    output = onednn_linear(rows, weight)
+    (found,) = torch.autograd.grad(output.pow(2).sum(), weight)
+    exact = 2 * output.detach().double().t() @ rows.detach().double()
+    assert found.is_contiguous()
+    torch.testing.assert_close(found.double(), exact, atol=1e-3, rtol=1e-5)
+
+
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_gradient_that_nobody_wants_is_not_computed(place: int) -> None:
     tensors = inputs_of((3, 4), 2, bias=True)
