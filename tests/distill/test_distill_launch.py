@@ -22,12 +22,18 @@ RUNS = [
     "zero3_bf16",
 ]
 IN_PIECES = "zero3_fp32 with its teacher in pieces"
+CACHED = "zero1_fp32 with what the teacher said kept"
 MATCHES = [
     {"feature": "hidden", "loss": "hidden_mse", "layers": "uniform",
      "proj": ["linear", 16, 32, {"lr": 1e-2}]},
     {"feature": "attention", "loss": "attention_mse", "layer_T": 0, "layer_S": 0, "weight": 10.0},
     {"feature": "qkv", "loss": "minilm_relation", "layer_T": -1, "layer_S": -1},
 ]  # fmt: skip
+SCHEDULE = {
+    "steps": STEPS, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 3e-3,
+    "report_every": 1, "evaluate_every": STEPS, "save_every": 5, "data_workers": 0,
+}  # fmt: skip
+EPOCH_STEPS = 64 // 8
 
 
 def configuration(
@@ -47,10 +53,7 @@ def configuration(
                          "hard_label_weight": 0.5, "intermediate_matches": MATCHES},
         "lip": {"pos": 0.1, "ner": 0.1, "dep": 0.1},  # in full weight from the second step on
         "schedule": {"warmup_steps": 2},
-        "train": {
-            "steps": STEPS, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 3e-3,
-            "report_every": 1, "evaluate_every": STEPS, "save_every": 5, "data_workers": 0,
-        },
+        "train": SCHEDULE,
     } | changes  # fmt: skip
     return "distill", tree
 
@@ -68,14 +71,26 @@ def teacher(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+def with_cache(corpus: Path, teacher: Path, output: Path) -> tuple[str, dict[str, Any]]:
+    """Two epochs, the second of which reads; the cache beside the run."""
+    return configuration(
+        corpus, teacher, output, "zero1_fp32",
+        teacher_cache=str(output) + "-cache",
+        teacher_cache_logits="exact",
+        distillation={"kd_loss_type": "kl", "intermediate_matches": [MATCHES[0], MATCHES[2]]},
+        train={**SCHEDULE, "steps": 2 * EPOCH_STEPS, "evaluate_every": 0, "save_every": 0},
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def matrix(
     launch_runs: Any, tiny_corpus: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, Path]:
     """Every configuration, trained by two processes."""
     folder = tmp_path_factory.mktemp("matrix")
-    outputs = {name: folder / name for name in (*RUNS, IN_PIECES)}
+    outputs = {name: folder / name for name in (*RUNS, IN_PIECES, CACHED)}
     runs = [configuration(tiny_corpus, teacher, outputs[name], name) for name in RUNS]
+    runs.append(with_cache(tiny_corpus, teacher, outputs[CACHED]))
     runs.append(
         configuration(
             tiny_corpus, teacher, outputs[IN_PIECES], "zero3_fp32", teacher_partitioned=True
@@ -91,7 +106,11 @@ def one_process(
 ) -> Path:
     """The same training in one process that accumulates two micro-batches."""
     folder = tmp_path_factory.mktemp("one")
-    launch_runs(1, [configuration(tiny_corpus, teacher, folder / "run", "zero0_fp32")], folder)
+    runs = [
+        configuration(tiny_corpus, teacher, folder / "run", "zero0_fp32"),
+        with_cache(tiny_corpus, teacher, folder / "cached"),
+    ]
+    launch_runs(1, runs, folder)
     return folder / "run"
 
 
@@ -135,3 +154,13 @@ def test_an_interrupted_run_resumes_with_its_projections(
     first, _ = model_dir.load(matrix[name] / "model")
     weights = again.state_dict()
     assert all(torch.equal(w, weights[key]) for key, w in first.state_dict().items())
+
+
+@pytest.mark.launch
+def test_processes_that_keep_what_the_teacher_said_train_as_one_does(
+    training_losses: Any, matrix: Mapping[str, Path], one_process: Path
+) -> None:
+    found = training_losses(matrix[CACHED])
+    expected = training_losses(one_process.with_name("cached"))
+    assert len(found) == 2 * EPOCH_STEPS
+    assert found == pytest.approx(expected, abs=1e-4)

@@ -237,7 +237,9 @@ def test_another_stage_precision_and_micro_batch_go_on(
 
 
 GROWING = {"batch_warmup": [[0, 4], [3, BATCH]], "lengths": [[0, 8], [6, 32]]}
-GROWN = ["zero0_fp32", "zero1_fp32", "zero2_fp32", "zero3_fp32"]
+GROWN = [
+    "zero0_fp32", "zero1_fp32", "zero2_fp32", "zero3_fp32", "zero1_bf16", "zero2_bf16",
+]  # fmt: skip
 GROWN_SAMPLES = 3 * 4 + 6 * BATCH
 
 
