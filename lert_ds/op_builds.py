@@ -33,9 +33,9 @@ SHARED_MEMORY = Path("/dev/shm")
 def build(source: Path, flags: Sequence[str], instead: str) -> Path | None:
     """Build a C++ file for this processor where it is not built yet, and load it.
 
-    What is built is kept by the hash of its source, flags, torch and processor, so that a home
-    folder that machines of several kinds share holds one for each. A C++ compiler and ninja are
-    needed, as for DeepSpeed's own ops.
+    What is built is kept by the hash of its source and the headers beside it, flags, torch and
+    processor, so that a home folder that machines of several kinds share holds one for each. A
+    C++ compiler and ninja are needed, as for DeepSpeed's own ops.
 
     Args:
         source: The file; `LERT_DS_LIBRARY` in it is the name of the library.
@@ -46,7 +46,8 @@ def build(source: Path, flags: Sequence[str], instead: str) -> Path | None:
         The library; None where it could not be built.
     """
     native = "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
-    parts = [source.read_text("utf-8"), *flags, torch.__version__, *processor_features()]
+    texts = [path.read_text("utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
+    parts = [*texts, *flags, torch.__version__, *processor_features()]
     digest = hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:12]
     name = f"lert_ds_{source.stem}_{digest}"
     use_own_programs()

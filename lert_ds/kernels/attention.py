@@ -1,4 +1,4 @@
-"""Attention for a processor, with dropout, a block of rows at a time (`cpu_ops.cpp`)."""
+"""Attention for a processor, with dropout, a block of rows at a time (`cpu/attention.h`)."""
 
 import functools
 import weakref

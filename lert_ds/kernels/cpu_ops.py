@@ -1,4 +1,4 @@
-"""Builds and loads `cpu_ops.cpp`, the kernels for a processor, on their first use: a minute."""
+"""Builds and loads `cpu/cpu_ops.cpp`, the kernels for a processor, on their first use: a minute."""
 
 import functools
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 from lert_ds import op_builds
 
-SOURCE = Path(__file__).with_name("cpu_ops.cpp")
+SOURCE = Path(__file__).with_name("cpu") / "cpu_ops.cpp"
 # Reductions may change their order and NaN need not be told from numbers: then loops become vector
 # instructions. The trainer looks for inf and NaN in losses and gradients, outside of these loops.
 FLAGS = (

@@ -118,6 +118,16 @@ def test_a_source_is_built_and_loaded(source: Path, builds: Path) -> None:
     assert ctypes.CDLL(str(path)).lert_ds_seven() == 7
 
 
+def test_a_header_that_changes_is_another_build(
+    source: Path, built: list[tuple[str, dict[str, Any]]]
+) -> None:
+    for text in ("#define SEVEN 7\n", "#define SEVEN 8\n", "#define SEVEN 7\n"):
+        source.with_name("numbers.h").write_text(text, "utf-8")
+        op_builds.build(source, (), "nothing is")
+    first, second, third = (name for name, _ in built)
+    assert first == third != second
+
+
 def test_a_source_that_does_not_compile_is_a_warning(
     source: Path, builds: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -59,7 +59,7 @@ def keep_of(seed: int, rows: int, columns: int, dropout: float) -> Tensor:
 
 @pytest.fixture(scope="session")
 def keep() -> Callable[[int, int, int, float], Tensor]:
-    """Seed, rows, columns, probability → float64 [rows, columns], as `cpu_ops.cpp` hashes it."""
+    """Seed, rows, columns, probability → float64 [rows, columns], as `cpu/numbers.h` hashes it."""
     return keep_of
 
 

@@ -1,4 +1,4 @@
-"""The attention of `cpu_ops.cpp` against one that is written out in float64, its masks included."""
+"""The attention of `cpu/attention.h` against one written out in float64, its masks included."""
 
 from collections.abc import Callable
 from typing import Any
