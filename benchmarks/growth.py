@@ -145,12 +145,13 @@ def main() -> None:
     result: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/growth.py", *sys.argv[1:]]),
         "machine": description(("torch", "deepspeed", "transformers")),
+        # First: its memory is that of the largest process until then.
+        "by size of the corpus": corpora(options),
         "tokens a second by length": rounds_of(lengths, options),
         "tokens a second by micro-batch": rounds_of(
             {size: batch(size) for size in (1, 2, 4, 8, 16)}, options
         ),
         "tokens a second by processes": processes(options),
-        "by size of the corpus": corpora(options),
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
