@@ -1,6 +1,7 @@
-"""How far `lert-ds plan` is off: measured trainings on this machine, and published ones.
+r"""How far `lert-ds plan` is off: measured trainings on this machine, and published ones.
 
-    python benchmarks/planning.py --corpus corpora/bench-128 --output benchmarks/results/planning.json
+    python benchmarks/planning.py --corpus corpora/bench-128 \
+        --output benchmarks/results/planning.json
 
 Here: LERT with 4 layers of 256 at the corpus' length, in each ZeRO stage, on one core and on two.
 The cores are measured before and after each training, and a plan is made of each; the error is that
