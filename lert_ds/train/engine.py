@@ -149,7 +149,8 @@ class Engine:
                 group.pop("step", None)
             if distributed.world_size() == 1:
                 # Else every gradient is copied to one tensor and back, to sum over one process.
-                self._engine.enable_backward_allreduce = False
+                # What comes before stays: weights that no loss reaches get gradients of zero.
+                self._engine._reduce_non_expert_gradients = lambda *_: None
         basic.register_step_pre_hook(_refuse_non_finite_gradients)
 
     def __call__(self, batch: AnyBatch, *, step: int) -> StepOutput:
