@@ -22,6 +22,7 @@ from types import FrameType
 from lert_ds import cli, config, run_lock
 from lert_ds.errors import ConfigError
 from lert_ds.redaction import redact
+from lert_ds.termination import STOP_SIGNALS
 from lert_ds.train.checkpoint_folder import tags
 
 USER_ERROR = 2
@@ -87,7 +88,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Run to the end and return the exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._pass_on)
         failures, started = 0, time.time()
         while True:

@@ -14,6 +14,10 @@ GRACE_SECONDS = 15
 """How long the orderly way may take; Slurm and Kubernetes send SIGKILL after 30 s."""
 EXIT_CODE = 128 + signal.SIGTERM
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What asks a training to save and end; its workers do not heed them, what supervises it passes
+them on."""
+
 
 class Terminated(BaseException):
     """This process is told to end; not an `Exception`, so that nobody takes it for a failure."""

@@ -32,15 +32,13 @@ from lert_ds.data.sampler import MicroBatches, Samples, in_order
 from lert_ds.data.shards import Array, Corpus, Rows
 from lert_ds.errors import CorpusError, UserError
 from lert_ds.objective import Batch
+from lert_ds.termination import STOP_SIGNALS
 
 EVALUATION_SEED = 20221110
 """Masks of every evaluation, so that held-out losses compare between steps and runs."""
 
 LENGTH_MULTIPLE = 8
 """Batches are cut to a multiple of this: tensor cores want it, and few shapes occur."""
-
-_TRAINERS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""What asks the process that trains to save or end; workers are not to heed them."""
 
 _PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process gets when its parent ends."""
@@ -292,7 +290,7 @@ def _load(
         generator=torch.Generator(),
     )
     # Workers are born with these signals blocked: one that comes early would end them.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         items = iter(loader)
     finally:
@@ -309,7 +307,7 @@ def _as_it_is(item: Any) -> Any:
 
 def _start_worker(_worker: int) -> None:
     """Leave signals to the process that trains: it saves first, and its workers go with it."""
-    for number in _TRAINERS_SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # Whatever kills that process: torch's own workers look now and then, and one that stood still
     # lived on for minutes.

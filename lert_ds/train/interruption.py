@@ -13,10 +13,10 @@ from typing import Any, Self
 
 import psutil
 
+from lert_ds.termination import STOP_SIGNALS
+
 CLOCK = 1000
 """The code of the wall clock; a signal's is its number."""
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 _SECOND_AFTER_SECONDS = 2.0
 
@@ -34,7 +34,7 @@ class Interruption:
             self._end = psutil.Process().create_time() + stop_before_hours * 3600
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:

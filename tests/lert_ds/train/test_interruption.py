@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lert_ds.train.interruption import CLOCK, SIGNALS, Interruption, reason
+from lert_ds.termination import STOP_SIGNALS
+from lert_ds.train.interruption import CLOCK, Interruption, reason
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
@@ -60,7 +61,7 @@ def start() -> Iterator[Callable[[], Child]]:
 def test_each_signal_asks_to_stop(start: Callable[[], Child]) -> None:
     child = start()
     assert child.code() == 0
-    for number in SIGNALS:
+    for number in STOP_SIGNALS:
         child.process.send_signal(number)
         assert child.code() == number
         assert child.code() == number, "until it is obeyed"
@@ -95,10 +96,10 @@ def test_a_second_signal_exits_at_once(start: Callable[[], Child]) -> None:
 
 
 def test_what_was_there_before_is_put_back() -> None:
-    before = [signal.getsignal(number) for number in SIGNALS]
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
     with Interruption(None):
-        assert [signal.getsignal(number) for number in SIGNALS] != before
-    assert [signal.getsignal(number) for number in SIGNALS] == before
+        assert [signal.getsignal(number) for number in STOP_SIGNALS] != before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
 def test_the_clock_asks_in_time_to_be_done_before_the_limit() -> None:
@@ -119,5 +120,5 @@ def test_the_clock_does_not_hide_behind_a_signal() -> None:
 
 def test_a_reason_is_told_in_words() -> None:
     assert reason(CLOCK) == "the wall-clock limit"
-    assert [reason(number) for number in SIGNALS] == ["SIGTERM", "SIGINT", "SIGUSR1"]
-    assert max(SIGNALS) < CLOCK, "the largest code of all processes is what counts"
+    assert [reason(number) for number in STOP_SIGNALS] == ["SIGTERM", "SIGINT", "SIGUSR1"]
+    assert max(STOP_SIGNALS) < CLOCK, "the largest code of all processes is what counts"
