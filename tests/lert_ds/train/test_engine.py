@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,6 +126,17 @@ def test_the_gradient_norm_is_of_the_whole_gradient() -> None:
     update(engine, [1.0, 2.0, -1.0, 0.5])
     norm = (3 * (1 + 4 + 1 + 0.25) + 3) ** 0.5
     assert engine.state_of_scaling()["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("machine", ["zero0_fp32", "zero0_bf16"])
+def test_one_process_does_not_copy_its_gradients_to_sum_them(
+    machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine: Any = start(machine)
+    copied: list[int] = []
+    monkeypatch.setattr(engine._engine, "allreduce_and_copy", lambda *_: copied.append(1))
+    update(engine, [1.0, 2.0, -1.0, 0.5])
+    assert not copied
 
 
 @pytest.mark.parametrize("machine", ["zero0_fp32", "zero2_bf16", "zero3_fp32"])
